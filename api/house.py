@@ -1,0 +1,122 @@
+"""What the handlers of one process share, opened once when it starts."""
+
+import asyncio
+import hmac
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import asyncpg
+
+from api.clock import Clock
+from api.problems import FAULTS
+from api.seats import SeatMaps
+from engine import accounts, installation
+from engine.accounts import TOKEN_LIFETIME_S, Passwords, UserTokens
+from engine.payments import Till, Waiters
+from engine.sales import SaleBook
+from engine.settings import Settings
+from engine.stores.connections import Stores, open_stores
+from engine.stores.scripts import Gate
+from engine.tokens import QueueTokens
+
+logger = logging.getLogger(__name__)
+
+REFRESH_S = 1.0
+
+
+@dataclass
+class House:
+    """Both stores, and what this process knows of them."""
+
+    settings: Settings
+    stores: Stores
+    currency: str
+    clock: Clock
+    book: SaleBook
+    user_tokens: UserTokens
+    passwords: Passwords
+    seat_maps: SeatMaps
+    queue_tokens: QueueTokens
+    till: Till
+    ticket_key: bytes
+    in_flight: int = 0
+
+    @property
+    def postgres(self) -> asyncpg.Pool:
+        """The pool of connections to Postgres."""
+        return self.stores.postgres
+
+    @property
+    def gate(self) -> Gate:
+        """The way into Redis."""
+        return self.stores.gate
+
+
+@asynccontextmanager
+async def open_house(settings: Settings) -> AsyncIterator[House]:
+    """Open the stores, read what all processes share, and keep it fresh until the end."""
+    async with AsyncExitStack() as stack:
+        stores = await stack.enter_async_context(open_stores(settings))
+        postgres = stores.postgres
+        shared = await installation.read(postgres)
+        passwords = Passwords(
+            memory_kib=settings.password_memory_kib,
+            passes=settings.password_passes,
+            threads=max(1, (os.cpu_count() or 1) // settings.workers),
+        )
+        stack.callback(passwords.close)
+        waiters = await stack.enter_async_context(Waiters(postgres, stores.listener).listening())
+        house = House(
+            settings=settings,
+            stores=stores,
+            currency=shared.currency,
+            clock=Clock(await postgres.fetchval("SELECT now()")),
+            book=SaleBook(postgres),
+            user_tokens=UserTokens(shared.secret),
+            passwords=passwords,
+            seat_maps=SeatMaps(stores),
+            queue_tokens=QueueTokens(shared.secret),
+            till=Till(stores.gate, postgres, waiters, currency=shared.currency),
+            ticket_key=hmac.digest(shared.secret.encode(), b"ticket codes", "sha256"),
+        )
+        await refresh_people(house)
+        await house.book.refresh()
+        await stack.enter_async_context(
+            _running(
+                _every(REFRESH_S, partial(refresh_people, house)),
+                _every(REFRESH_S, house.book.refresh),
+            )
+        )
+        yield house
+
+
+@asynccontextmanager
+async def _running(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run these until the block ends."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def refresh_people(house: House) -> None:
+    """Take over the time, and who was wiped since a token that is still valid was made."""
+    house.clock.set(await house.postgres.fetchval("SELECT now()"))
+    house.user_tokens.wiped.update(await accounts.find_wiped(house.postgres, within_s=TOKEN_LIFETIME_S))
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+    """Do this for ever; while a store is away, what this process knows grows older."""
+    while True:
+        try:
+            await work()
+        except FAULTS as fault:
+            logger.warning("not refreshed: %s: %s", type(fault).__name__, fault)
+        await asyncio.sleep(seconds)

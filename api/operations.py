@@ -1,0 +1,319 @@
+"""What a route asks for and what it answers, said once: the declaration that runs a request also documents it.
+
+A handler takes the request, the ids of its path by name and, where it names them, a decoded `body` and `query`. It
+returns an Answer or raises Refused. All else happens here, in one order: who calls, the ids, the key, the query, the
+body, the handler, and its answer or the problem in its place.
+
+Each path is one bare ASGI handler of the application: on two cores that answers three times as many polls as a
+handler whose parameters, body and response the framework makes.
+"""
+
+import asyncio
+import inspect
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import msgspec
+from litestar.types import HTTPScope, Receive, Send
+
+from api import bodies, metrics, problems
+from api.answers import Answer, refuse
+from api.callers import ANYONE, Caller
+from api.problems import FAULTS, Refused
+from engine import ids
+from engine.refusals import NotFound
+from engine.sales import Sale
+from engine.stores.replies import Reply
+
+if TYPE_CHECKING:
+    from api.house import House
+
+logger = logging.getLogger(__name__)
+
+BODY_MAX = 64 * 1024
+IMPORT_MAX = 16 * 1024 * 1024
+# A request that takes longer is answered `busy`; its repeat finds what it may have done by the same ids.
+DEADLINE_S = 10.0
+IMPORT_DEADLINE_S = 60.0
+# Requests of one process under way at once; one more would only wait behind them.
+IN_FLIGHT_MAX = 2048
+
+JSON = "application/json"
+CSV = "text/csv"
+
+_KEY = re.compile(rb"[\x21-\x7e]{1,128}")
+_ID = re.compile(r"[0-9a-f]{32}")
+_IN_PATH = re.compile(r"{(\w+)}")
+_VERSION = re.compile(rb'(?:W/)?"(\d{1,18})"')
+
+Handler = Callable[..., Awaitable[Answer]]
+
+
+class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a client sends: a field that nobody knows is an error and not a wish quietly dropped."""
+
+
+def changes_of(body: Body) -> dict[str, Any]:
+    """What an edit says: its fields without those that it leaves out."""
+    return {name: value for name, value in msgspec.structs.asdict(body).items() if value is not msgspec.UNSET}
+
+
+class Empty(Body, frozen=True):
+    """An empty object, or no body at all."""
+
+
+class Table(bytes):
+    """A body in text/csv, as it came."""
+
+
+class Request:
+    """One request as its handler sees it."""
+
+    __slots__ = ("caller_id", "headers", "house", "method", "path", "query_string")
+
+    def __init__(self, house: "House", scope: HTTPScope) -> None:
+        self.house = house
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.query_string: bytes = scope["query_string"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        # A user's id, the owner of a place in line, or the id of an operator's key.
+        self.caller_id = ""
+
+    @property
+    def key(self) -> str:
+        """The `Idempotency-Key`; raises Refused where it is missing."""
+        key = self.headers.get(b"idempotency-key")
+        if key is None:
+            raise Refused(problems.KeyRequired())
+        if not _KEY.fullmatch(key):
+            raise problems.invalid("Idempotency-Key", "Expected 1 to 128 visible ASCII characters")
+        return key.decode()
+
+    def new_id(self, caller_id: str | None = None) -> str:
+        """The id that the caller, method, path and key make, so that a repeat makes the same one."""
+        return ids.derive(caller_id or self.caller_id, self.method, self.path, self.key)
+
+    def if_match(self) -> int:
+        """The version that an edit was made of; raises Refused where none was said."""
+        presented = self.headers.get(b"if-match")
+        if presented is None:
+            raise problems.invalid("If-Match", "Expected the ETag of the record that is edited")
+        version = _VERSION.fullmatch(presented)
+        if version is None:
+            raise problems.invalid("If-Match", 'Expected an ETag like "3"')
+        return int(version[1])
+
+    async def sale(self, sale_id: str) -> Sale:
+        """The sale of this id; raises Refused where there is none."""
+        sale = await self.house.book.find(sale_id)
+        if sale is None:
+            raise Refused(NotFound())
+        return sale
+
+
+@dataclass(frozen=True)
+class Header:
+    """A request header that an operation reads."""
+
+    name: str
+    says: str
+    required: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One method of one path."""
+
+    method: str
+    path: str
+    handler: Handler
+    answers: Mapping[int, Any]
+    """What it answers, by status: the type of a document, a media type as text, None for no content."""
+    caller: Caller
+    refusals: tuple[type[Reply], ...]
+    """What it may refuse, beyond what follows from the rest of this declaration."""
+    keyed: bool
+    edits: bool
+    """Needs `If-Match`."""
+    reads: tuple[Header, ...]
+    sends: tuple[str, ...]
+    """Response headers of its own, by name."""
+    body_max: int
+    deadline_s: float
+    tag: str
+
+    @cached_property
+    def takes(self) -> dict[str, Any]:
+        """What the handler takes besides the request: types by name."""
+        parameters = inspect.signature(self.handler, eval_str=True).parameters
+        return {name: parameter.annotation for name, parameter in list(parameters.items())[1:]}
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The names of the ids in the path."""
+        return tuple(_IN_PATH.findall(self.path))
+
+    @cached_property
+    def body(self) -> Any:
+        """The type of the body, without Table; None where no JSON is read."""
+        return self._bodies[0]
+
+    @cached_property
+    def media_types(self) -> list[str]:
+        """The content types that it reads."""
+        body, table = self._bodies
+        return [*([JSON] if body else []), *([CSV] if table else [])]
+
+    @property
+    def body_required(self) -> bool:
+        """Whether there must be a body at all."""
+        return self.body is not Empty
+
+    @cached_property
+    def _bodies(self) -> tuple[Any, bool]:
+        body = self.takes.get("body")
+        kinds = getattr(body, "__args__", (body,)) if body else ()
+        read = [kind for kind in kinds if kind is not Table]
+        return (read[0] if read else None), Table in kinds
+
+    @cached_property
+    def decoder(self) -> "msgspec.json.Decoder[Any]":
+        """Decodes the body."""
+        return msgspec.json.Decoder(self.body)
+
+    async def run(self, house: "House", scope: HTTPScope, receive: Receive) -> Answer:
+        """Answer one request; raises Refused, and whatever the stores raise."""
+        request = Request(house, scope)
+        request.caller_id = await self.caller.find(request)
+        arguments: dict[str, Any] = dict(scope["path_params"])
+        for presented in arguments.values():
+            if not _ID.fullmatch(presented):
+                raise Refused(NotFound())
+        if self.keyed:
+            _ = request.key
+        if "query" in self.takes:
+            arguments["query"] = bodies.read_query(request.query_string, self.takes["query"])
+        if "body" in self.takes:
+            arguments["body"] = await self._read_body(request, receive)
+        return await self.handler(request, **arguments)
+
+    async def _read_body(self, request: Request, receive: Receive) -> Any:
+        content = await bodies.read_content(request.headers, receive, self.body_max)
+        if not content and not self.body_required:
+            return Empty()
+        sent_as = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+        if sent_as not in self.media_types:
+            raise Refused(problems.MediaType(expected=self.media_types))
+        return Table(content) if sent_as == CSV else bodies.decode(content, self.decoder)
+
+
+class Routes:
+    """The operations of one domain, in the order they are read."""
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+        self.operations: list[Operation] = []
+
+    def add(
+        self,
+        method: str,
+        path: str,
+        answers: Mapping[int, Any],
+        *,
+        caller: Caller = ANYONE,
+        refusals: Sequence[type[Reply]] = (),
+        keyed: bool = False,
+        edits: bool = False,
+        reads: Sequence[Header] = (),
+        sends: Sequence[str] = (),
+        body_max: int = BODY_MAX,
+        deadline_s: float = DEADLINE_S,
+    ) -> Callable[[Handler], Handler]:
+        """Declare the operation that a handler carries out; its docstring is the operation's summary."""
+
+        def declare(handler: Handler) -> Handler:
+            self.operations.append(
+                Operation(
+                    method=method,
+                    path=path,
+                    handler=handler,
+                    answers=answers,
+                    caller=caller,
+                    refusals=tuple(refusals),
+                    keyed=keyed,
+                    edits=edits,
+                    reads=tuple(reads),
+                    sends=tuple(sends),
+                    body_max=body_max,
+                    deadline_s=deadline_s,
+                    tag=self.tag,
+                )
+            )
+            return handler
+
+        return declare
+
+
+class Path:
+    """One path with all its methods, as an ASGI application."""
+
+    def __init__(self, path: str, operations: Sequence[Operation]) -> None:
+        self.path = path
+        self.operations = {operation.method: operation for operation in operations}
+        self._allow = (b"allow", ", ".join(sorted(self.operations)).encode())
+
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens."""
+        began = perf_counter()
+        house: House = scope["litestar_app"].state.house
+        operation = self.operations.get(scope["method"])
+        if operation is None:
+            given = refuse(problems.MethodNotAllowed(), house.clock.now_ms, self._allow)
+        else:
+            given = await self._run(operation, house, scope, receive)
+        await send_answer(given, send)
+        metrics.observe(scope["method"] if operation else "other", self.path, given.status, perf_counter() - began)
+
+    async def _run(self, operation: Operation, house: "House", scope: HTTPScope, receive: Receive) -> Answer:
+        if house.in_flight >= IN_FLIGHT_MAX:
+            return refuse(problems.BUSY, house.clock.now_ms)
+        house.in_flight += 1
+        refusal: Reply
+        try:
+            async with asyncio.timeout(operation.deadline_s):
+                return await operation.run(house, scope, receive)
+        except Refused as refused:
+            refusal = refused.refusal
+        except bodies.ClientGone:
+            refusal = problems.invalid("", "The body ended early").refusal
+        except asyncpg.DataError:
+            # An InterfaceError by descent, but our own mistake: something unchecked came as far as a statement.
+            logger.exception("%s %s", operation.method, self.path)
+            refusal = problems.InternalError()
+        except FAULTS as fault:
+            logger.warning("%s %s: %s: %s", operation.method, self.path, type(fault).__name__, fault)
+            refusal = problems.BUSY
+        except Exception:
+            logger.exception("%s %s", operation.method, self.path)
+            refusal = problems.InternalError()
+        finally:
+            house.in_flight -= 1
+        return refuse(refusal, house.clock.now_ms)
+
+
+async def send_answer(given: Answer, send: Send) -> None:
+    """Send an answer whole."""
+    headers: list[tuple[bytes, bytes]] = [
+        (b"content-type", given.media_type),
+        (b"content-length", b"%d" % len(given.content)),
+        *given.headers,
+    ]
+    await send({"type": "http.response.start", "status": given.status, "headers": headers})
+    await send({"type": "http.response.body", "body": given.content, "more_body": False})

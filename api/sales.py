@@ -1,0 +1,144 @@
+"""Sales: what is on sale, and the operators' hand on its waiting room and on its copy in Redis."""
+
+from typing import Annotated, Literal, get_args
+
+from msgspec import UNSET, Meta, UnsetType
+
+from api.answers import Answer, Document, answer
+from api.callers import operator
+from api.clock import Time, in_ms, rfc3339
+from api.operations import Body, Empty, Request, Routes, changes_of
+from api.problems import BUSY, Refused
+from engine import accounts, rebuild, sales
+from engine.refusals import Busy, NotFound
+from engine.sales import Sale
+from engine.stores.replies import SaleRebuilding
+
+routes = Routes("Sales")
+
+Count = Annotated[int, Meta(ge=1, le=10_000_000)]
+Seconds = Annotated[int, Meta(ge=1, le=86_400)]
+REBUILT_WITHIN_S = 30.0
+
+RoomState = Literal["off", "prequeue", "open", "paused", "draining", "closed", "bypass"]
+
+
+class SaleDocument(Document, frozen=True):
+    """A sale, and whether it sells now."""
+
+    sale_id: str
+    kind: Literal["seats", "stock"]
+    name: str
+    opens_at: Time | None
+    closes_at: Time | None
+    state: Literal["upcoming", "open", "closed", "rebuilding"]
+    server_time: Time
+
+
+class EditedRoom(Body, frozen=True):
+    """What changes of a waiting room; what is left out stays."""
+
+    state: RoomState | UnsetType = UNSET
+    active_max: Count | UnsetType = UNSET
+    admitted_per_minute_max: Count | UnsetType = UNSET
+    entry_s: Seconds | UnsetType = UNSET
+    session_s: Seconds | UnsetType = UNSET
+    recall_s: Seconds | UnsetType = UNSET
+    draining_no: Annotated[int, Meta(ge=0, lt=2**62)] | UnsetType = UNSET
+
+
+class RoomDocument(Document, frozen=True):
+    """A waiting room as it is set; `draining_no` is the last number that a draining room lets in."""
+
+    sale_id: str
+    state: Annotated[str, Meta(extra_json_schema={"enum": list(get_args(RoomState))})]
+    active_max: int
+    admitted_per_minute_max: int
+    entry_s: int
+    session_s: int
+    recall_s: int
+    draining_no: int | None
+
+
+@routes.add("GET", "/v1/sales/{sale_id}", {200: SaleDocument})
+async def find(request: Request, sale_id: str) -> Answer:
+    """What is on sale, and whether it sells now."""
+    sale = await request.sale(sale_id)
+    now_ms = request.house.clock.now_ms
+    document = SaleDocument(
+        sale_id=sale.sale_id,
+        kind="stock" if sale.kind == "stock" else "seats",
+        name=sale.name,
+        opens_at=rfc3339(sale.opens_at),
+        closes_at=rfc3339(sale.closes_at),
+        state=_state(sale, now_ms),
+        server_time=rfc3339(now_ms),
+    )
+    return answer(document)
+
+
+def _state(sale: Sale, now_ms: int) -> Literal["upcoming", "open", "closed", "rebuilding"]:
+    if sale.closes_at and now_ms >= in_ms(sale.closes_at):
+        return "closed"
+    if sale.opens_at and now_ms < in_ms(sale.opens_at):
+        return "upcoming"
+    return "open" if sale.store_state == "open" else "rebuilding"
+
+
+@routes.add(
+    "PATCH",
+    "/v1/admin/sales/{sale_id}/queue",
+    {200: RoomDocument},
+    caller=operator(accounts.SALES),
+    refusals=(SaleRebuilding,),
+)
+async def edit_room(request: Request, sale_id: str, body: EditedRoom) -> Answer:
+    """Open, pause, drain or close the waiting room, or set its caps and times."""
+    changes = changes_of(body)
+    if "state" in changes:
+        changes["room"] = changes.pop("state")
+    house = request.house
+    edited = await sales.configure(house.stores, house.book, sale_id=sale_id, changes=changes)
+    if edited is None:
+        raise Refused(NotFound())
+    if not isinstance(edited, Sale):
+        raise Refused(edited)
+    document = RoomDocument(
+        sale_id=edited.sale_id,
+        state=edited.room,
+        active_max=edited.active_max,
+        admitted_per_minute_max=edited.admitted_per_minute_max,
+        entry_s=edited.entry_s,
+        session_s=edited.session_s,
+        recall_s=edited.recall_s,
+        draining_no=edited.draining_no,
+    )
+    return answer(document)
+
+
+class Rebuilt(Document, frozen=True):
+    """The sale and the epoch of its copy in Redis."""
+
+    sale_id: str
+    epoch: int
+
+
+@routes.add(
+    "POST",
+    "/v1/admin/sales/{sale_id}/rebuild",
+    {200: Rebuilt},
+    caller=operator(accounts.SALES),
+    keyed=True,
+    deadline_s=REBUILT_WITHIN_S + 5,
+    refusals=(Busy,),
+)
+async def rebuild_sale(request: Request, sale_id: str, body: Empty) -> Answer:  # noqa: ARG001 - it says nothing
+    """Write the copy in Redis anew from Postgres; meanwhile the sale answers `sale_rebuilding`."""
+    house = request.house
+    await request.sale(sale_id)
+    if not await rebuild.demand(house.stores, sale_id, reason="an operator asked", within_s=REBUILT_WITHIN_S):
+        raise Refused(BUSY)
+    rebuilt = await house.book.read(sale_id)
+    if rebuilt is None:
+        raise Refused(NotFound())
+    return answer(Rebuilt(sale_id=sale_id, epoch=rebuilt.epoch))

@@ -1,0 +1,70 @@
+"""Serve the API: what `lastseat api` runs. One parent, several processes, one port."""
+
+import asyncio
+import logging
+import os
+import tempfile
+
+import asyncpg
+from granian import Granian
+from granian.constants import Interfaces, Loops
+from granian.log import LogLevels
+from litestar import Litestar
+
+from api.app import create_app
+from engine import installation
+from engine.settings import Settings
+from engine.stores import embedded, migrations
+from engine.stores.connections import open_postgres
+
+# Connections that wait to be accepted while a process is busy, and those it keeps open at once: a waiting crowd holds
+# many and uses few.
+BACKLOG = 4096
+CONNECTIONS_MAX = 16_384
+# Requests have a deadline of ten seconds, so what runs when a stop is asked for is over by then.
+STOPS_WITHIN_S = 15
+
+
+def serve(settings: Settings) -> None:
+    """Prepare the stores, then serve until SIGTERM or SIGINT; requests under way are finished first."""
+    with embedded.provide(settings) as known, tempfile.TemporaryDirectory(prefix="lastseat-metrics-") as counted:
+        key = asyncio.run(prepare(known))
+        if key is not None:
+            print(f"Admin key, shown this once: {key}", flush=True)  # noqa: T201 - an operator reads it here
+        # The processes read their settings as this one did; the library of metrics reads its own variable.
+        os.environ.update(known.to_environment(), PROMETHEUS_MULTIPROC_DIR=counted)
+        Granian(
+            "api.server:application",
+            address=known.host,
+            port=known.port,
+            interface=Interfaces.ASGI,
+            workers=known.workers,
+            loop=Loops.uvloop,
+            backlog=BACKLOG,
+            backpressure=CONNECTIONS_MAX,
+            websockets=False,
+            respawn_failed_workers=True,
+            workers_kill_timeout=STOPS_WITHIN_S,
+            log_level=LogLevels.warning,
+            factory=True,
+        ).serve()
+
+
+def application() -> Litestar:
+    """Make the application of one process; its settings are in the environment."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    return create_app(Settings.from_environment(os.environ))
+
+
+async def prepare(settings: Settings) -> str | None:
+    """Migrate, make what is made once, and answer the first admin key if it was made now."""
+    connection = await asyncpg.connect(settings.postgres_url)
+    try:
+        await migrations.migrate(connection)
+    finally:
+        await connection.close()
+    postgres = await open_postgres(str(settings.postgres_url), connections_max=1)
+    try:
+        return await installation.prepare(postgres, settings)
+    finally:
+        await postgres.close()

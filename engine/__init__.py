@@ -1,0 +1,1 @@
+"""The library: what is scarce is held, then confirmed, released or expired."""

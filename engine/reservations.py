@@ -1,0 +1,262 @@
+"""Reservations: what Postgres says of a hold, from the first entry of the journal to the last.
+
+One id from hold to end. A row is PENDING, then CONFIRMED or CANCELLED; one that has ended is never revived. While a
+hold runs, Redis knows more than the row (the journal comes a moment later); CONFIRMED is a word of Postgres alone.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from engine import seats
+from engine.sales import Sale, SaleBook
+from engine.stores import queries
+from engine.stores.outbox import Entry
+from engine.stores.queries import Connection
+from engine.stores.replies import Refusal, SaleRebuilding, SaleUnknown, StaleEpoch
+from engine.stores.scripts import Gate
+
+SQL = queries.load("reservations")
+
+LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+LAST_ID = "f" * 32
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One seat of a reservation; HELD, CLAIMED or ENDED."""
+
+    seat_no: str
+    price: int
+    status: str
+    ticket_no: int | None = None
+
+
+class Reservation(msgspec.Struct, frozen=True, kw_only=True):
+    """A reservation as it stands; amounts in minor units, `status` PENDING, CONFIRMED or CANCELLED."""
+
+    reservation_id: str
+    sale_id: str
+    schedule_id: str
+    user_id: str
+    fingerprint: str
+    status: str
+    reason: str | None
+    lines: tuple[Line, ...]
+    amount: int
+    created_at: datetime
+    expires_at: datetime
+    confirmed_at: datetime | None
+    version: int
+    payment_id: str | None
+    server_time: datetime
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """One seat that somebody bought."""
+
+    ticket_no: int
+    reservation_id: str
+    schedule_id: str
+    seat_no: str
+    status: str
+
+
+class Holding(msgspec.Struct, frozen=True, kw_only=True):
+    """What a row needs to know of a hold."""
+
+    reservation_id: str
+    sale_id: str
+    schedule_id: str
+    user_id: str
+    epoch: int
+    fence: int
+    queue_no: int
+    fingerprint: str
+    amount: int
+    expires_at_ms: int
+    created_at_ms: int
+    seat_nos: tuple[str, ...]
+    prices: tuple[int, ...]
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+async def add(connection: Connection, holdings: Sequence[Holding]) -> None:
+    """Write PENDING rows with their seats; what is there already, however it stands, stays."""
+    if not holdings:
+        return
+    rows = await SQL.add_reservations.fetch(
+        connection,
+        *[
+            [getattr(holding, name) for holding in holdings]
+            for name in (
+                "reservation_id",
+                "sale_id",
+                "schedule_id",
+                "user_id",
+                "epoch",
+                "fence",
+                "queue_no",
+                "fingerprint",
+                "amount",
+                "expires_at_ms",
+                "created_at_ms",
+            )
+        ],
+    )
+    added = {row["reservation_id"] for row in rows}
+    lines = [
+        (holding.reservation_id, seat_no, holding.sale_id, price)
+        for holding in holdings
+        if holding.reservation_id in added
+        for seat_no, price in zip(holding.seat_nos, holding.prices, strict=True)
+    ]
+    if lines:
+        await SQL.add_lines.execute(connection, *map(list, zip(*lines, strict=True)))
+
+
+async def release(connection: Connection, released: Sequence[tuple[str, str]]) -> None:
+    """End single seats of rows that still wait, given as (reservation_id, seat_no), and sum up what is left."""
+    if released:
+        reservation_ids, seat_nos = map(list, zip(*released, strict=True))
+        await SQL.end_lines.execute(connection, reservation_ids, seat_nos)
+        await SQL.sum_lines.execute(connection, list(set(reservation_ids)))
+
+
+async def end(connection: Connection, endings: dict[str, str]) -> None:
+    """End rows that still wait, each with its reason, and their seats."""
+    if endings:
+        rows = await SQL.end_reservations.fetch(connection, list(endings), list(endings.values()))
+        await SQL.end_lines_of.execute(connection, [row["reservation_id"] for row in rows])
+
+
+async def record(connection: Connection, sale: Sale, entries: Sequence[Entry]) -> None:
+    """Write what the journal says of holds: held, extended, released, expired; other kinds are passed over.
+
+    The facts of one hold are folded, so that each row is written by one statement of a kind, in the order in which
+    a hold can live: it begins, it is extended, it gives seats back, it ends.
+    """
+    held: dict[str, Holding] = {}
+    extended: dict[str, int] = {}
+    released: list[tuple[str, str]] = []
+    endings: dict[str, str] = {}
+    for entry in entries:
+        fields = entry.fields
+        match entry.kind:
+            case "held":
+                held[fields["hold_id"]] = _holding(sale, entry)
+            case "extended":
+                extended[fields["hold_id"]] = int(fields["expires_at_ms"])
+            case "released" if fields["whole"] == "1":
+                endings[fields["hold_id"]] = "USER"
+            case "released":
+                released.extend((fields["hold_id"], seat_no) for seat_no in fields["seats"].split(","))
+            case "expired":
+                endings[fields["hold_id"]] = "EXPIRED"
+            case _:
+                pass
+    await add(connection, list(held.values()))
+    if extended:
+        await SQL.extend_reservations.execute(connection, list(extended), list(extended.values()))
+    await release(connection, released)
+    await end(connection, endings)
+
+
+def _holding(sale: Sale, entry: Entry) -> Holding:
+    fields = entry.fields
+    return Holding(
+        reservation_id=fields["hold_id"],
+        sale_id=sale.sale_id,
+        schedule_id=str(sale.schedule_id),
+        user_id=fields["buyer_id"],
+        epoch=entry.epoch,
+        fence=int(fields["fence"]),
+        queue_no=int(fields["queue_no"]),
+        fingerprint=fields["fingerprint"],
+        amount=int(fields["amount"]),
+        expires_at_ms=int(fields["expires_at_ms"]),
+        created_at_ms=int(fields["created_at_ms"]),
+        seat_nos=tuple(fields["seats"].split(",")),
+        prices=tuple(map(int, fields["prices"].split(","))),
+    )
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+async def find(
+    gate: Gate, postgres: asyncpg.Pool, book: SaleBook, *, reservation_id: str, user_id: str
+) -> Reservation | SaleRebuilding | None:
+    """How a user's reservation stands: what Redis knows of the hold, unless the row has the last word."""
+    row = await SQL.find_reservation.fetchrow(postgres, reservation_id, user_id)
+    known = from_row(row) if row else None
+    if known is not None and known.status != "PENDING":
+        return known
+    found: seats.Hold | Refusal | None = None
+    for sale in book.find_by_prefix(reservation_id):
+        found = await seats.find(gate, sale, hold_id=reservation_id)
+        if isinstance(found, seats.Hold):
+            if found.buyer_id != user_id:
+                return None
+            return _merge(sale, known, found)
+    if known is not None:
+        return known
+    if isinstance(found, SaleRebuilding | SaleUnknown | StaleEpoch):
+        return SaleRebuilding()
+    return None
+
+
+def _merge(sale: Sale, row: Reservation | None, hold: seats.Hold) -> Reservation:
+    """A hold that Postgres has not ended, as its buyer is told of it."""
+    ended = hold.state == "ENDED"
+    return Reservation(
+        reservation_id=hold.hold_id,
+        sale_id=sale.sale_id,
+        schedule_id=str(sale.schedule_id),
+        user_id=hold.buyer_id,
+        fingerprint=hold.fingerprint,
+        # SOLD without its row is PENDING: nobody hears "confirmed" before the commit.
+        status="CANCELLED" if ended else "PENDING",
+        reason=(hold.reason or "EXPIRED") if ended else None,
+        lines=tuple([Line(line.seat_no, line.price, "ENDED" if ended else "HELD") for line in hold.lines]),
+        amount=hold.amount,
+        created_at=moment(hold.created_at_ms),
+        expires_at=moment(hold.expires_at_ms),
+        confirmed_at=None,
+        version=row.version if row else 1,
+        payment_id=hold.payment_id or (row.payment_id if row else None),
+        server_time=moment(hold.now_ms),
+    )
+
+
+async def list_mine(
+    postgres: asyncpg.Pool, user_id: str, *, before: tuple[datetime, str] = (LATEST, LAST_ID), limit: int = 20
+) -> list[Reservation]:
+    """A user's reservations, newest first, from after the cursor (created_at, reservation_id)."""
+    return [from_row(row) for row in await SQL.list_reservations.fetch(postgres, user_id, *before, limit)]
+
+
+async def list_tickets(
+    postgres: asyncpg.Pool, user_id: str, *, before: int = 2**63 - 1, limit: int = 20
+) -> list[Ticket]:
+    """A user's tickets, newest first, from after the cursor."""
+    return [Ticket(**row) for row in await SQL.list_tickets.fetch(postgres, user_id, before, limit)]
+
+
+def from_row(row: asyncpg.Record | dict[str, Any]) -> Reservation:
+    """Make a reservation of its row; one past its deadline that no payment holds has ended, sweep or not."""
+    values = {name: row[name] for name in Reservation.__struct_fields__ if name != "lines"}
+    lines = tuple([msgspec.convert(line, Line) for line in row["lines"]])
+    if row["status"] == "PENDING" and not row["payment_live"] and row["expires_at"] <= row["server_time"]:
+        values |= {"status": "CANCELLED", "reason": "EXPIRED"}
+        lines = tuple([msgspec.structs.replace(line, status="ENDED") for line in lines])
+    return Reservation(**values, lines=lines)
+
+
+def moment(ms: int) -> datetime:
+    """A moment that a script told in milliseconds."""
+    return datetime.fromtimestamp(ms / 1000, UTC)

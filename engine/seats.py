@@ -1,0 +1,600 @@
+"""Seats: FREE → HELD → PAYING → SOLD, decided in Redis by one script a verb, all seats of a request or none.
+
+Every function names the sale and answers with a reply or a refusal. A hold's id is made by the request that holds and
+is used once; its fence grows with every hold of the sale, and confirm, abandon and restore present it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+import msgspec
+from redis.exceptions import RedisError
+
+from engine import sales
+from engine.refusals import Busy, IdempotencyKeyReused, NotFound, SlowDown
+from engine.sales import Sale
+from engine.stores.connections import StoreUnavailable
+from engine.stores.keys import SaleKeys
+from engine.stores.replies import Refusal, Reply, SaleRebuilding, SaleUnknown, StaleEpoch
+from engine.stores.scripts import Gate, Script
+
+# Seats in one request, at most.
+SEATS_MAX: Final = 20
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One seat of a hold, with the price that was frozen when it was held."""
+
+    seat_no: str
+    price: int
+
+
+def _lines(seats: str, prices: str) -> tuple[Line, ...]:
+    """Pair two comma-separated lists."""
+    pairs = zip(seats.split(","), prices.split(","), strict=True)
+    return tuple([Line(seat_no, int(price)) for seat_no, price in pairs])
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------
+
+
+class Held(Reply, frozen=True):
+    """The seats are held."""
+
+    expires_at_ms: int
+    fence: int
+    amount: int
+    created_at_ms: int
+    prices: tuple[str, ...]
+
+
+class HoldKnown(Reply, frozen=True):
+    """The same request has held before; its hold stands in this state."""
+
+    state: str
+
+
+class Found(Reply, frozen=True):
+    """The hold stands like this; `find` answers it as a `Hold`."""
+
+    state: str
+    buyer_id: str
+    fence: int
+    queue_no: int
+    fingerprint: str
+    created_at_ms: int
+    expires_at_ms: int
+    payment_id: str
+    pay_deadline_ms: int
+    reason: str
+    now_ms: int
+    amount: int
+    seats: str
+    prices: str
+
+
+class Extended(Reply, frozen=True):
+    """The hold has until then."""
+
+    expires_at_ms: int
+
+
+class Released(Reply, frozen=True):
+    """The seats were given back."""
+
+    seat_nos: tuple[str, ...]
+
+
+class Paying(Reply, frozen=True):
+    """The hold is being paid: until it is confirmed or abandoned, no deadline frees its seats."""
+
+    fence: int
+    amount: int
+    pay_deadline_ms: int
+    created_at_ms: int
+    expires_at_ms: int
+    queue_no: int
+    fingerprint: str
+    seats: str
+    prices: str
+    repeated: int
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """The seats of the hold, each with its price."""
+        return _lines(self.seats, self.prices)
+
+
+class PaymentEnded(Reply, frozen=True):
+    """This payment has ended; its row says how."""
+
+
+class HoldSold(Reply, frozen=True):
+    """This payment has bought the hold; its row says whether Postgres has it."""
+
+    payment_id: str
+
+
+class Confirmed(Reply, frozen=True):
+    """The seats are SOLD, and entry `n` of the outbox says so; 0 where Postgres had it before a rebuild."""
+
+    n: int
+
+
+class PaymentMismatch(Reply, frozen=True):
+    """The hold is, or was, paid by another payment."""
+
+
+class HoldUnknown(Reply, frozen=True):
+    """No hold of this id and fence is being paid; what was authorised for it is voided."""
+
+
+class Abandoned(Reply, frozen=True):
+    """The payment is given up; the seats are `held` again, or `free`."""
+
+    to: str
+
+
+class Expired(Reply, frozen=True):
+    """A sweep ended `count` holds and forgot `trimmed` old ones; `left` have lapsed and wait for the next."""
+
+    count: int
+    left: int
+    trimmed: int
+
+
+class OverduePayment(msgspec.Struct, frozen=True):
+    """A hold whose payment is past its deadline."""
+
+    hold_id: str
+    fence: int
+    payment_id: str
+
+
+class Overdue(Reply, frozen=True):
+    """These payments are past their deadline."""
+
+    payments: tuple[str, ...]
+
+    @property
+    def holds(self) -> tuple[OverduePayment, ...]:
+        """Each of them, with its hold."""
+        found = [payment.split(" ") for payment in self.payments]
+        return tuple([OverduePayment(hold_id, int(fence), payment_id) for hold_id, fence, payment_id in found])
+
+
+class Restored(Reply, frozen=True):
+    """The seats are what Postgres says; `count` of them were not."""
+
+    count: int
+
+
+class MapVersion(Reply, frozen=True):
+    """The seat map has this version."""
+
+    version: int
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+class Conflict(msgspec.Struct, frozen=True):
+    """A seat that cannot be held, and why: held, paying, sold, blocked or yours."""
+
+    seat_no: str
+    reason: str
+
+
+class SeatTaken(Refusal, frozen=True):
+    """A seat of this request is not free."""
+
+    conflicts: tuple[str, ...]
+
+    @property
+    def seats(self) -> tuple[Conflict, ...]:
+        """Every seat in conflict."""
+        return tuple([Conflict(*conflict.rsplit(" ", 1)) for conflict in self.conflicts])
+
+
+class SeatUnknown(Refusal, frozen=True):
+    """A seat of this request is no seat of this sale or hold."""
+
+    seat_nos: tuple[str, ...]
+
+
+class LimitReached(Refusal, frozen=True):
+    """A buyer may have no more seats of this sale."""
+
+    limit: int
+    have: int
+
+
+class NotAdmitted(Refusal, frozen=True):
+    """It is not your turn: your place in line is not active."""
+
+
+class SaleNotOpen(Refusal, frozen=True):
+    """The sale has not begun."""
+
+    temporary: ClassVar[bool] = True
+    opens_at_ms: int
+
+
+class SaleClosed(Refusal, frozen=True):
+    """The sale is over."""
+
+
+class HoldEnded(Refusal, frozen=True):
+    """The hold has ended."""
+
+    reason: str
+
+
+class ExtensionSpent(Refusal, frozen=True):
+    """The hold has had all the time it may have."""
+
+
+class PaymentRunning(Refusal, frozen=True):
+    """A payment of this hold is running."""
+
+    payment_id: str
+
+
+Unavailable = SaleUnknown | StaleEpoch | SaleRebuilding
+
+HeldAnswer = (
+    Held
+    | HoldKnown
+    | IdempotencyKeyReused
+    | SeatTaken
+    | SeatUnknown
+    | LimitReached
+    | NotAdmitted
+    | SaleNotOpen
+    | SaleClosed
+    | SlowDown
+    | Busy
+    | Unavailable
+)
+ExtendedAnswer = Extended | ExtensionSpent | HoldEnded | PaymentRunning | IdempotencyKeyReused | NotFound | Unavailable
+ReleasedAnswer = Released | SeatUnknown | HoldEnded | PaymentRunning | IdempotencyKeyReused | NotFound | Unavailable
+PayingAnswer = Paying | PaymentRunning | PaymentEnded | HoldEnded | HoldSold | SlowDown | NotFound | Unavailable
+
+HOLD = Script("seats/hold", SaleKeys, HeldAnswer)
+FIND = Script("seats/find", SaleKeys, Found | NotFound | Unavailable)
+EXTEND = Script("seats/extend", SaleKeys, ExtendedAnswer)
+RELEASE = Script("seats/release", SaleKeys, ReleasedAnswer)
+PAY = Script("seats/pay", SaleKeys, PayingAnswer)
+CONFIRM = Script("seats/confirm", SaleKeys, Confirmed | PaymentMismatch | HoldUnknown | Unavailable)
+ABANDON = Script("seats/abandon", SaleKeys, Abandoned | HoldSold | HoldUnknown | Unavailable)
+EXPIRE = Script("seats/expire", SaleKeys, Expired | Unavailable)
+OVERDUE = Script("seats/overdue", SaleKeys, Overdue | Unavailable)
+RESTORE = Script("seats/restore", SaleKeys, Restored | HoldUnknown | Unavailable)
+MAP = Script("seats/map", SaleKeys, MapVersion | Unavailable)
+
+
+# --- what a buyer does ------------------------------------------------------------------------------------------------
+
+
+async def hold(
+    gate: Gate,
+    sale: Sale,
+    *,
+    hold_id: str,
+    buyer_id: str,
+    fingerprint: str,
+    seat_nos: Sequence[str],
+    queue_no: int = 0,
+) -> HeldAnswer:
+    """Hold 1 to 20 seats for one buyer, all of them or none; a seat named twice is held once.
+
+    `queue_no` is the buyer's place in line, 0 without one. An id holds once: `HoldKnown` sends the caller to `find`.
+    """
+    wanted = tuple(dict.fromkeys(seat_nos))
+    if not 0 < len(wanted) <= SEATS_MAX:
+        raise ValueError(f"a hold takes 1 to {SEATS_MAX} seats, not {len(wanted)}")
+    return await sales.ask(
+        gate,
+        sale,
+        HOLD,
+        hold_id=hold_id,
+        buyer_id=buyer_id,
+        queue_no=queue_no,
+        fingerprint=fingerprint,
+        seat_nos=wanted,
+    )
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True):
+    """A hold as it stands: HELD, PAYING, SOLD or ENDED; an ended one still lists what it last held.
+
+    SOLD is a word of Redis: only the reservation's row says whether it was bought. `now_ms` is the store's clock.
+    """
+
+    hold_id: str
+    buyer_id: str
+    state: str
+    reason: str | None
+    lines: tuple[Line, ...]
+    amount: int
+    fence: int
+    queue_no: int
+    fingerprint: str
+    created_at_ms: int
+    expires_at_ms: int
+    payment_id: str | None
+    pay_deadline_ms: int | None
+    now_ms: int
+
+
+async def find(gate: Gate, sale: Sale, *, hold_id: str) -> Hold | NotFound | Unavailable:
+    """Find a hold by its id, whoever's it is; from its deadline on it is ENDED, sweep or not."""
+    found = await sales.ask(gate, sale, FIND, hold_id=hold_id)
+    if not isinstance(found, Found):
+        return found
+    return Hold(
+        hold_id=hold_id,
+        buyer_id=found.buyer_id,
+        state=found.state,
+        reason=found.reason or None,
+        lines=_lines(found.seats, found.prices),
+        amount=found.amount,
+        fence=found.fence,
+        queue_no=found.queue_no,
+        fingerprint=found.fingerprint,
+        created_at_ms=found.created_at_ms,
+        expires_at_ms=found.expires_at_ms,
+        payment_id=found.payment_id or None,
+        pay_deadline_ms=found.pay_deadline_ms or None,
+        now_ms=found.now_ms,
+    )
+
+
+async def extend(
+    gate: Gate, sale: Sale, *, hold_id: str, buyer_id: str, extension_id: str, fingerprint: str
+) -> ExtendedAnswer:
+    """Give a hold the time of a new one on top, as often as the sale allows and to at most its absolute lifetime."""
+    return await sales.ask(
+        gate,
+        sale,
+        EXTEND,
+        hold_id=hold_id,
+        buyer_id=buyer_id,
+        extension_id=extension_id,
+        fingerprint=fingerprint,
+    )
+
+
+async def release(
+    gate: Gate,
+    sale: Sale,
+    *,
+    hold_id: str,
+    buyer_id: str,
+    release_id: str,
+    fingerprint: str,
+    seat_nos: Sequence[str] = (),
+) -> ReleasedAnswer:
+    """Give back seats that are held and not being paid: those named, or the whole hold when none is."""
+    return await sales.ask(
+        gate,
+        sale,
+        RELEASE,
+        hold_id=hold_id,
+        buyer_id=buyer_id,
+        release_id=release_id,
+        fingerprint=fingerprint,
+        seat_nos=tuple(dict.fromkeys(seat_nos)),
+    )
+
+
+async def pay(gate: Gate, sale: Sale, *, hold_id: str, buyer_id: str, payment_id: str) -> PayingAnswer:
+    """Begin a payment: the hold is PAYING until this payment is confirmed or abandoned."""
+    return await sales.ask(gate, sale, PAY, hold_id=hold_id, buyer_id=buyer_id, payment_id=payment_id)
+
+
+# --- how it ends ------------------------------------------------------------------------------------------------------
+
+
+async def confirm(
+    gate: Gate, sale: Sale, *, hold_id: str, fence: int, payment_id: str
+) -> Confirmed | PaymentMismatch | HoldUnknown | Unavailable:
+    """Sell what this payment pays, however late; the same again gets the number of the first."""
+    return await sales.ask(gate, sale, CONFIRM, hold_id=hold_id, fence=fence, payment_id=payment_id)
+
+
+async def abandon(
+    gate: Gate, sale: Sale, *, hold_id: str, fence: int, payment_id: str
+) -> Abandoned | HoldSold | HoldUnknown | Unavailable:
+    """Give a payment up: the seats are held again if the hold's own deadline lies ahead, otherwise free."""
+    return await sales.ask(gate, sale, ABANDON, hold_id=hold_id, fence=fence, payment_id=payment_id)
+
+
+async def expire(gate: Gate, sale: Sale, *, most: int) -> Expired | Unavailable:
+    """End at most `most` lapsed holds and forget at most as many records past the repeat window."""
+    return await sales.ask(gate, sale, EXPIRE, most=most)
+
+
+async def overdue(gate: Gate, sale: Sale, *, most: int) -> Overdue | Unavailable:
+    """List at most `most` payments past their deadline, the longest overdue first."""
+    return await sales.ask(gate, sale, OVERDUE, most=most)
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """Whose a seat is in Postgres: the hold that bought it with its fence, or nobody's."""
+
+    seat_no: str
+    hold_id: str | None = None
+    fence: int = 0
+
+
+async def restore(
+    gate: Gate,
+    sale: Sale,
+    *,
+    hold_id: str,
+    fence: int,
+    buyer_id: str,
+    reason: str,
+    goes_next: bool,
+    claims: Sequence[Claim],
+) -> Restored | HoldUnknown | Unavailable:
+    """Make the seats of a hold what Postgres says they are.
+
+    `claims` names every seat of the reservation. `reason` is why it ended, for the record of a hold that ends here;
+    with `goes_next` its buyer's place in line lives again and is admitted first. Both answers mean that it is done.
+    """
+    return await sales.ask(
+        gate,
+        sale,
+        RESTORE,
+        hold_id=hold_id,
+        fence=fence,
+        buyer_id=buyer_id,
+        reason=reason,
+        goes_next=int(goes_next),
+        claims=tuple([f"{claim.seat_no} {claim.hold_id or '-'} {claim.fence}" for claim in claims]),
+    )
+
+
+# --- the map ----------------------------------------------------------------------------------------------------------
+
+# By the first letter of what stands in the store: HELD, PAYING, SOLD, BLOCKED.
+_STATUSES: Final = {b"H": "HELD", b"P": "HELD", b"S": "SOLD", b"B": "BLOCKED"}
+
+
+class SeatMap(msgspec.Struct, frozen=True):
+    """The status of every seat that is not FREE, as a buyer may see it: HELD (also PAYING), SOLD, BLOCKED.
+
+    It has every change up to `version` and none after `read_until`: the store went on while it was read.
+    """
+
+    version: int
+    read_until: int
+    statuses: dict[str, str]
+
+
+async def read_map(gate: Gate, sale: Sale, known: SeatMap | None = None) -> SeatMap | Unavailable:
+    """Read the map of a sale; while `known` is still its newest version, that is the answer and nothing is read.
+
+    Raises StoreUnavailable.
+    """
+    before = await sales.ask(gate, sale, MAP)
+    if not isinstance(before, MapVersion):
+        return before
+    if known is not None and known.version == before.version and known.read_until == before.version:
+        return known
+    try:
+        standing: dict[bytes, bytes] = await gate.redis.hgetall(sale.keys.seats)
+    except RedisError as fault:
+        raise StoreUnavailable(f"the map of sale {sale.sale_id} cannot be read: {fault}") from fault
+    after = await sales.ask(gate, sale, MAP)
+    if not isinstance(after, MapVersion):
+        return after
+    statuses = {seat_no.decode(): _STATUSES[value[:1]] for seat_no, value in standing.items()}
+    return SeatMap(before.version, after.version, statuses)
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What changed on the map up to `version`: the seats that did, FREE ones too."""
+
+    version: int
+    statuses: dict[str, str]
+
+
+# A rebuild goes on at epoch times this: versions of two epochs never meet.
+VERSIONS_PER_EPOCH: Final = 10**9
+
+# A map is read again after this time at the soonest, and reading takes a twentieth of a process's time at most: a
+# hall of 50,000 seats is several megabytes, and every process reads it from the store that sells them.
+MAP_FRESH_S: Final = 0.25
+MAP_FRESH_MAX_S: Final = 2.0
+MAP_READING_SHARE: Final = 0.05
+
+
+class _Watched:
+    """One sale's newest map in this process, and the changes that led to it."""
+
+    def __init__(self) -> None:
+        self.map: SeatMap | None = None
+        self.fresh_until = 0.0
+        self.reading: asyncio.Task[SeatMap | Unavailable] | None = None
+        # (an older map's `read_until`, what changed from it to the next), oldest first.
+        self.steps: deque[tuple[int, dict[str, str]]] = deque()
+
+    def advance(self, newer: SeatMap) -> None:
+        """Take a newer map, and remember how it differs while that is shorter than the map itself."""
+        older, self.map = self.map, newer
+        if older is None or _epoch_of(older.version) != _epoch_of(newer.version):
+            self.steps.clear()
+        elif older is not newer:
+            before, after = older.statuses, newer.statuses
+            changed = {seat_no: status for seat_no, status in after.items() if before.get(seat_no) != status}
+            changed |= dict.fromkeys(before.keys() - after.keys(), "FREE")
+            self.steps.append((older.read_until, changed))
+            while len(self.steps) > 1 and sum(len(step) for _, step in self.steps) > len(after):
+                self.steps.popleft()
+
+    def changes(self, since: int) -> Changes | None:
+        """Merge what changed after this version; None when that is no longer known."""
+        if self.map is None or _epoch_of(since) != _epoch_of(self.map.version):
+            return None
+        if since >= self.map.version:
+            return Changes(since, {})
+        # The newest older map that holds nothing beyond `since`: the client may lack all that followed it.
+        for at in range(len(self.steps) - 1, -1, -1):
+            if self.steps[at][0] <= since:
+                merged: dict[str, str] = {}
+                for _, step in list(self.steps)[at:]:
+                    merged |= step
+                return Changes(self.map.version, merged)
+        return None
+
+
+class Maps:
+    """The seat maps of one process: whoever asks, one reader a sale, and the store is asked a few times a second.
+
+    Args:
+        gate: the way into Redis.
+        most: sales whose map is kept; the one that was not asked for longest makes room.
+    """
+
+    def __init__(self, gate: Gate, *, most: int = 64) -> None:
+        self._gate = gate
+        self._most = most
+        self._watched: dict[str, _Watched] = {}
+
+    async def read(self, sale: Sale) -> SeatMap | Unavailable:
+        """Answer the map of a sale, at most two seconds old. Raises StoreUnavailable."""
+        watched = self._watched[sale.sale_id] = self._watched.pop(sale.sale_id, _Watched())
+        if len(self._watched) > self._most:
+            del self._watched[next(iter(self._watched))]
+        if watched.map is not None and asyncio.get_running_loop().time() < watched.fresh_until:
+            return watched.map
+        if watched.reading is None or watched.reading.done():
+            watched.reading = asyncio.create_task(self._refresh(sale, watched))
+        # A buyer who goes away must not stop the reading that others wait for.
+        return await asyncio.shield(watched.reading)
+
+    async def read_since(self, sale: Sale, since: int) -> Changes | SeatMap | Unavailable:
+        """Answer what changed after a version, or the whole map when that is too old or of another epoch."""
+        newest = await self.read(sale)
+        if not isinstance(newest, SeatMap):
+            return newest
+        return self._watched[sale.sale_id].changes(since) or newest
+
+    async def _refresh(self, sale: Sale, watched: _Watched) -> SeatMap | Unavailable:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        newest = await read_map(self._gate, sale, watched.map)
+        if isinstance(newest, SeatMap):
+            watched.advance(newest)
+            pause_s = max(MAP_FRESH_S, (clock() - began) / MAP_READING_SHARE)
+            watched.fresh_until = clock() + min(pause_s, MAP_FRESH_MAX_S)
+        return newest
+
+
+def _epoch_of(version: int) -> int:
+    return version // VERSIONS_PER_EPOCH

@@ -1,0 +1,123 @@
+"""The data dictionary of the Redis store: one class per hash tag, one property per key.
+
+Every key of a sale carries the hash tag ``{sale:<id>}``, so that one script works in one cluster slot and different
+sales spread over shards. A script declares each key it touches by the property's name; none builds a key.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class SaleKeys:
+    """The keys of one sale, all in the slot of ``{sale:<sale_id>}``."""
+
+    sale_id: str
+
+    def _key(self, name: str) -> str:
+        return f"{{sale:{self.sale_id}}}:{name}"
+
+    @cached_property
+    def sale(self) -> str:
+        """Hash: the sale itself, its fields named in ``lua/shared/sale.lua``; bounded, and read whole once a call."""
+        return self._key("sale")
+
+    @cached_property
+    def outbox(self) -> str:
+        """Stream: what somebody waits for (confirmed, abandoned, restored), numbered and chained."""
+        return self._key("outbox")
+
+    @cached_property
+    def journal(self) -> str:
+        """Stream: what nobody waits for (joined, admitted, ended, held, extended, released, expired)."""
+        return self._key("journal")
+
+    @cached_property
+    def prices(self) -> str:
+        """Hash: seat_no -> price in minor units. A seat that is not here does not exist."""
+        return self._key("prices")
+
+    @cached_property
+    def seats(self) -> str:
+        """Hash: seat_no -> ``state hold_id fence``; a seat that is not here is FREE, one kept back ``BLOCKED - 0``."""
+        return self._key("seats")
+
+    @cached_property
+    def holds(self) -> str:
+        """Hash: hold_id -> the hold's record (see ``lua/shared/holds.lua``), ended ones for the repeat window."""
+        return self._key("holds")
+
+    @cached_property
+    def deadlines(self) -> str:
+        """Sorted set: hold_id of every HELD hold, scored by the millisecond it expires."""
+        return self._key("deadlines")
+
+    @cached_property
+    def paying(self) -> str:
+        """Sorted set: hold_id of every PAYING hold, scored by the millisecond of its pay deadline."""
+        return self._key("paying")
+
+    @cached_property
+    def ended(self) -> str:
+        """Sorted set: hold_id of every ended or sold hold whose record is kept, scored by the millisecond it ended."""
+        return self._key("ended")
+
+    @cached_property
+    def buyers(self) -> str:
+        """Hash: buyer_id -> ``sold ended hold_id,hold_id…``: seats bought, holds ended lately, holds not ended."""
+        return self._key("buyers")
+
+    @cached_property
+    def waiting(self) -> str:
+        """Sorted set: owner -> queue number; everybody who is WAITING in line and was never called."""
+        return self._key("waiting")
+
+    @cached_property
+    def alive(self) -> str:
+        """Sorted set: queue number, scored by the millisecond at which the poll promised to it is overdue."""
+        return self._key("alive")
+
+    @cached_property
+    def tokens(self) -> str:
+        """Hash: owner -> ``status|queue_no|entered|admitted_at_ms`` of called tokens: ACTIVE, SKIPPED, RETURNED."""
+        return self._key("tokens")
+
+    @cached_property
+    def active(self) -> str:
+        """Sorted set: owner of every ACTIVE token, scored by the millisecond its entry or session lapses."""
+        return self._key("active")
+
+    @cached_property
+    def skipped(self) -> str:
+        """Sorted set: owner of every skipped token, scored by the millisecond its recall lapses."""
+        return self._key("skipped")
+
+    @cached_property
+    def returned(self) -> str:
+        """Sorted set: owner -> queue number of skipped people who came back; admitted before the line."""
+        return self._key("returned")
+
+    @cached_property
+    def ended_tokens(self) -> str:
+        """Hash: queue number -> ``status|owner`` of tokens that ended within the last hour."""
+        return self._key("ended_tokens")
+
+    @cached_property
+    def ended_tokens_at(self) -> str:
+        """Sorted set: queue number of each ended token, scored by the millisecond it ended."""
+        return self._key("ended_tokens_at")
+
+    @cached_property
+    def gone(self) -> str:
+        """Sorted set: queue numbers above ``serving`` that left the line, scored by the order in which they left."""
+        return self._key("gone")
+
+    @cached_property
+    def admissions(self) -> str:
+        """Hash: second -> people admitted in it, for the 61 seconds that the rate looks at."""
+        return self._key("admissions")
+
+    @cached_property
+    def ties(self) -> str:
+        """Hash: visitor owner -> user owner, from the first signed-in use until the token ends."""
+        return self._key("ties")

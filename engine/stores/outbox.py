@@ -1,0 +1,386 @@
+"""The outbox: facts that Redis decided, applied to Postgres in order, each once.
+
+A sale has two streams. Each entry carries the sale's epoch, the stream's next number, and the id of the entry before
+it. One owner reads a stream from the watermark that Postgres keeps, and an entry is applied only if its number is the
+watermark's plus one *and* it names the watermark's entry as its predecessor. Anything else is another history than the
+one Postgres knows: the sale is frozen and rebuilt.
+
+There is no consumer group: nothing is pending, nothing has to be claimed or acknowledged, and the watermark moves in
+the transaction that applies the entries.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import asyncpg
+import msgspec
+
+from engine.stores import queries
+from engine.stores.connections import StoreUnavailable
+from engine.stores.keys import SaleKeys
+from engine.stores.queries import Connection
+from engine.stores.replies import Reply, SaleUnknown, StaleEpoch
+from engine.stores.scripts import Gate, Script, ScriptFault
+
+logger = logging.getLogger(__name__)
+
+SQL = queries.load("outbox")
+
+LEASE_S = 15.0
+CHANNEL = "lastseat:persisted"
+# Entries in one transaction.
+BATCH_MAX: Mapping["Stream", int] = {"outbox": 500, "journal": 2000}
+
+Stream = Literal["outbox", "journal"]
+STREAMS: tuple[Stream, ...] = ("outbox", "journal")
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One entry of a stream; `fields` are the pairs of its kind."""
+
+    entry_id: str
+    epoch: int
+    n: int
+    before: str
+    kind: str
+    fields: dict[str, str]
+
+
+class Watermark(msgspec.Struct, frozen=True):
+    """How far a stream was applied, and by which generation of owner."""
+
+    epoch: int
+    generation: int
+    n: int
+    entry_id: str
+
+
+class Divergence(Exception):
+    """Redis and Postgres tell different histories of a sale; it must be rebuilt."""
+
+
+class OwnershipLost(Exception):
+    """Another worker owns this sale now, or it was rebuilt: nothing was written."""
+
+
+Apply = Callable[[Connection, Sequence[Entry]], Awaitable[None]]
+Bury = Callable[[Connection, Entry], Awaitable[str | None]]
+
+
+@dataclass(frozen=True)
+class Handler:
+    """What is done with the entries of one stream of one sale.
+
+    Args:
+        apply: writes the entries, in the transaction that moves the watermark. Raises Divergence when they cannot be
+            true.
+        bury: leaves the rows of an entry that cannot be applied in a state that an operator can resolve, in the same
+            transaction as its dead letter, and returns the payment it concerns.
+    """
+
+    apply: Apply
+    bury: Bury
+
+
+# Ownership ------------------------------------------------------------------------------------------------------------
+
+
+async def take_ownership(
+    postgres: asyncpg.Pool,
+    owner: str,
+    *,
+    sale_ids: Sequence[str] | None = None,
+    most: int = 1000,
+    lease_s: float = LEASE_S,
+) -> dict[str, int]:
+    """Take up to `most` sales that nobody owns, of these or of all; returns the generation of each by sale id."""
+    async with postgres.acquire() as connection, connection.transaction():
+        rows = await SQL.take_ownership.fetch(connection, owner, most, lease_s, sale_ids)
+        taken = {row["sale_id"]: row["generation"] for row in rows}
+        await SQL.fence_watermarks.execute(connection, list(taken), list(taken.values()))
+    return taken
+
+
+async def renew_ownership(
+    postgres: asyncpg.Pool, owner: str, owned: Mapping[str, int], *, lease_s: float = LEASE_S
+) -> dict[str, int]:
+    """Keep owning these sales; returns those that are still owned."""
+    rows = await SQL.renew_ownership.fetch(postgres, owner, list(owned), list(owned.values()), lease_s)
+    return {row["sale_id"]: row["generation"] for row in rows}
+
+
+async def give_back_ownership(postgres: asyncpg.Pool, owner: str, owned: Mapping[str, int]) -> None:
+    """Stop owning these sales, so that another worker need not wait for the lease to lapse."""
+    await SQL.give_back_ownership.execute(postgres, owner, list(owned), list(owned.values()))
+
+
+async def find_watermark(postgres: asyncpg.Pool | Connection, sale_id: str, stream: Stream) -> Watermark | None:
+    """How far a stream of a sale was applied."""
+    row = await SQL.find_watermark.fetchrow(postgres, sale_id, stream)
+    return Watermark(**row) if row else None
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def parse_entries(raw: Sequence[tuple[bytes, Mapping[bytes, bytes] | None]]) -> list[Entry]:
+    """Make entries of what XRANGE or XREAD answered.
+
+    Raises Divergence for an entry that no script of ours wrote.
+    """
+    entries = []
+    for entry_id, pairs in raw:
+        fields = {name.decode(): value.decode() for name, value in (pairs or {}).items()}
+        try:
+            epoch, n = int(fields.pop("epoch")), int(fields.pop("n"))
+            before, kind = fields.pop("before"), fields.pop("kind")
+        except (KeyError, ValueError) as fault:
+            raise Divergence(f"entry {entry_id.decode()} is not of a stream's form: {fault!r}") from fault
+        entries.append(Entry(entry_id.decode(), epoch, n, before, kind, fields))
+    return entries
+
+
+async def read(
+    redis: Any, keys: SaleKeys, stream: Stream, watermark: Watermark, *, most: int | None = None
+) -> list[Entry]:
+    """Read what follows the watermark, checked to be its unbroken continuation.
+
+    Raises Divergence where an entry is not the successor of the one before it. Entries before the break are lost to
+    this call: a rebuild reads them with `read_unbroken`.
+    """
+    entries, fault = await read_unbroken(redis, keys, stream, watermark, most=most)
+    if fault is not None and not entries:
+        raise fault
+    return entries
+
+
+async def read_unbroken(
+    redis: Any, keys: SaleKeys, stream: Stream, watermark: Watermark, *, most: int | None = None
+) -> tuple[list[Entry], Divergence | None]:
+    """Read what follows the watermark up to the first break, and the break."""
+    key = getattr(keys, stream)
+    raw = await redis.xrange(key, min=f"({watermark.entry_id}", count=most or BATCH_MAX[stream])
+    previous_n, previous_id = watermark.n, watermark.entry_id
+    unbroken: list[Entry] = []
+    try:
+        for entry in parse_entries(raw):
+            if (entry.epoch, entry.n, entry.before) != (watermark.epoch, previous_n + 1, previous_id):
+                raise Divergence(
+                    f"{stream}: after n {previous_n} ({previous_id}) of epoch {watermark.epoch} comes n {entry.n} "
+                    f"({entry.entry_id}) of epoch {entry.epoch}, which names {entry.before} before it"
+                )
+            unbroken.append(entry)
+            previous_n, previous_id = entry.n, entry.entry_id
+    except Divergence as divergence:
+        return unbroken, divergence
+    return unbroken, None
+
+
+# Applying -------------------------------------------------------------------------------------------------------------
+
+# A transaction that another one crossed, or whose connection went: the same batch again, with the same ids.
+_AGAIN = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    ConnectionError,
+    TimeoutError,
+)
+# The entry itself is what Postgres refuses (SQLSTATE classes 22 and 23).
+_DATA = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+ATTEMPTS_MAX = 5
+
+
+class Reader:
+    """Reads and applies one stream of one sale, as long as it is the owner.
+
+    Args:
+        gate: the way into Redis.
+        postgres: the pool that the transactions run on.
+        keys: the sale's keys.
+        stream: which of its two streams.
+        generation: of the ownership; a newer one ends this reader with `OwnershipLost`.
+        handler: what is done with the entries.
+    """
+
+    def __init__(
+        self, gate: Gate, postgres: asyncpg.Pool, keys: SaleKeys, stream: Stream, generation: int, handler: Handler
+    ) -> None:
+        self._gate = gate
+        self._postgres = postgres
+        self._keys = keys
+        self.stream: Stream = stream
+        self.generation = generation
+        self._handler = handler
+        self.watermark: Watermark | None = None
+        self.applied = 0
+        self.dead_lettered = 0
+
+    async def drain(self) -> int:
+        """Apply one batch of what follows the watermark; returns how many entries.
+
+        Raises Divergence (the sale must be frozen), OwnershipLost, and whatever the stores raise while they are away:
+        then nothing is lost, and the next call goes on where Postgres stands.
+        """
+        watermark = self.watermark
+        if watermark is None:
+            watermark = self.watermark = await self._find_watermark()
+        entries = await read(self._gate.redis, self._keys, self.stream, watermark)
+        if entries:
+            await self.apply(entries)
+        return len(entries)
+
+    async def apply(self, entries: Sequence[Entry]) -> None:
+        """Apply entries that continue the watermark, then say so to whoever waits."""
+        await self._apply_or_bury(entries)
+        last = entries[-1]
+        self.applied += len(entries)
+        await announce(self._gate, self._keys, self.stream, last)
+
+    async def _find_watermark(self) -> Watermark:
+        found = await find_watermark(self._postgres, self._keys.sale_id, self.stream)
+        if found is None or found.generation != self.generation:
+            raise OwnershipLost(f"sale {self._keys.sale_id}: the {self.stream} is another generation's")
+        return found
+
+    async def _apply_or_bury(self, entries: Sequence[Entry]) -> None:
+        try:
+            await self._apply_again(entries)
+        except _DATA as fault:
+            if len(entries) > 1:
+                # Somewhere in here is an entry that cannot be: halve until it stands alone.
+                middle = len(entries) // 2
+                await self._apply_or_bury(entries[:middle])
+                await self._apply_or_bury(entries[middle:])
+            else:
+                await self._bury(entries[0], fault)
+
+    async def _apply_again(self, entries: Sequence[Entry]) -> None:
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            try:
+                await self._transact(entries, self._handler.apply)
+                return
+            except _AGAIN as fault:
+                # The commit may have happened and its answer been lost: Postgres knows.
+                if attempt == ATTEMPTS_MAX:
+                    self.watermark = None
+                    raise
+                logger.warning("%s of sale %s: once more after %r", self.stream, self._keys.sale_id, fault)
+                await asyncio.sleep(0.02 * 2**attempt)
+                self.watermark = await self._find_watermark()
+                if self.watermark.n >= entries[-1].n:
+                    return
+
+    async def _bury(self, entry: Entry, fault: Exception) -> None:
+        async def letter(connection: Connection, _entries: Sequence[Entry]) -> None:
+            payment_id = await self._handler.bury(connection, entry)
+            await SQL.add_dead_letter.execute(
+                connection, self._keys.sale_id, self.stream, entry.epoch, entry.n, entry.entry_id, entry.kind,
+                entry.fields, f"{type(fault).__name__}: {fault}", payment_id,
+            )  # fmt: skip
+
+        await self._transact([entry], letter)
+        self.dead_lettered += 1
+        logger.error("sale %s: %s entry %d was dead-lettered: %s", self._keys.sale_id, self.stream, entry.n, fault)
+
+    async def _transact(self, entries: Sequence[Entry], apply: Apply) -> None:
+        watermark = self.watermark or await self._find_watermark()
+        sale_id, last = self._keys.sale_id, entries[-1]
+        async with self._postgres.acquire() as connection, connection.transaction():
+            own = await SQL.lock_watermark.fetchval(
+                connection, sale_id, self.stream, watermark.epoch, self.generation, watermark.entry_id
+            )
+            if own is None:
+                self.watermark = None
+                raise OwnershipLost(f"sale {sale_id}: the {self.stream} has moved on without this worker")
+            await apply(connection, entries)
+            await SQL.add_applied_batch.execute(
+                connection, sale_id, self.stream, last.epoch, entries[0].n, last.n, len(entries)
+            )
+            await SQL.move_watermark.execute(connection, sale_id, self.stream, last.n, last.entry_id)
+        self.watermark = Watermark(watermark.epoch, self.generation, last.n, last.entry_id)
+
+
+# After the commit -----------------------------------------------------------------------------------------------------
+
+
+class Persisted(Reply, frozen=True):
+    """The sale knows how far Postgres is."""
+
+    trimmed: int
+
+
+class Head(Reply, frozen=True):
+    """Where the streams of a sale stand in Redis."""
+
+    epoch: int
+    state: str
+    outbox_counter: int
+    outbox_n: int
+    outbox_id: str
+    journal_counter: int
+    journal_n: int
+    journal_id: str
+
+
+PERSIST = Script("streams/persist", SaleKeys, Persisted | SaleUnknown | StaleEpoch)
+HEAD = Script("streams/head", SaleKeys, Head | SaleUnknown)
+
+
+async def announce(gate: Gate, keys: SaleKeys, stream: Stream, last: Entry) -> None:
+    """Tell whoever waits how far Postgres is, write it into the sale, and forget the entries before it.
+
+    It only wakes and trims: losing it costs a quarter of a second, so a store that is away is no fault here.
+    """
+    try:
+        if stream == "outbox":
+            await gate.redis.execute_command("PUBLISH", CHANNEL, f"{keys.sale_id} {last.epoch} {last.n}")
+        await PERSIST(gate, keys, epoch=last.epoch, name=stream, n=last.n, entry_id=last.entry_id)
+    except (StoreUnavailable, ScriptFault, OSError, asyncpg.PostgresError) as fault:
+        logger.warning("sale %s: %s n %d was not announced: %s", keys.sale_id, stream, last.n, fault)
+
+
+async def inspect(gate: Gate, postgres: asyncpg.Pool, keys: SaleKeys, epoch: int) -> str | None:
+    """Compare the head of each stream with its watermark; returns what is wrong, or None.
+
+    The watermark is read first: in a healthy sale the head is never behind it.
+    """
+    watermarks = {stream: await find_watermark(postgres, keys.sale_id, stream) for stream in STREAMS}
+    head = await HEAD(gate, keys)
+    if isinstance(head, SaleUnknown):
+        return "the store does not know the sale"
+    if head.epoch != epoch:
+        return f"the store has epoch {head.epoch}, Postgres {epoch}"
+    heads: dict[Stream, tuple[int, int, str]] = {
+        "outbox": (head.outbox_counter, head.outbox_n, head.outbox_id),
+        "journal": (head.journal_counter, head.journal_n, head.journal_id),
+    }
+    for stream, (counter, n, entry_id) in heads.items():
+        watermark = watermarks[stream]
+        if watermark is None or watermark.epoch != epoch:
+            continue  # a rebuild is under way
+        if n < watermark.n:
+            return f"the {stream} ends at n {n}, Postgres has n {watermark.n}"
+        if n == watermark.n and entry_id != watermark.entry_id:
+            return f"n {n} of the {stream} is {entry_id}, Postgres applied {watermark.entry_id}"
+        if counter > n:
+            return f"the {stream} gave out n {counter} and has no entry after n {n}"
+        if n > watermark.n:
+            _, fault = await read_unbroken(gate.redis, keys, stream, watermark, most=1)
+            if fault is not None:
+                moved = await find_watermark(postgres, keys.sale_id, stream)
+                if moved == watermark:
+                    return str(fault)
+    return None
+
+
+async def freeze(postgres: asyncpg.Pool | Connection, sale_id: str, epoch: int, reason: str) -> bool:
+    """Mark a sale as frozen, so that it is rebuilt; whether it was open until now. Rings the alarm."""
+    frozen = await SQL.freeze_sale.execute(postgres, sale_id, epoch, reason) > 0
+    if frozen:
+        logger.error("sale %s is frozen: %s", sale_id, reason)
+    return frozen

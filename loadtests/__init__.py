@@ -1,0 +1,1 @@
+"""Journeys, benchmarks and the audit, which speak to Lastseat from outside."""

@@ -1,0 +1,29 @@
+#!lua flags=allow-oom
+-- Where the line stands, for Postgres to remember; and how far Postgres lets its numbers go.
+--
+-- USES
+--   sale
+-- KEYS
+--   sale            hash    the sale's terms and counters
+-- ARGV
+--   epoch
+--   queue_no_ceiling
+-- RETURNS
+--   checkpoint              version serving queue_no queue_no_ceiling
+--   sale_unknown
+--   stale_epoch             epoch
+--   sale_rebuilding
+--
+-- A ceiling is written to Postgres before it is written here, so that a counter which is lost can go on from it. Safe to
+-- repeat: it only rises.
+local epoch = ARGV[1]
+local queue_no_ceiling = tonumber(ARGV[2])
+
+local refusal = unavailable(epoch)
+if refusal then return refusal end
+
+-- Change.
+if queue_no_ceiling > term("queue_no_ceiling") then
+  set_term("queue_no_ceiling", queue_no_ceiling)
+end
+return { "checkpoint", term("version"), term("serving"), term("queue_no"), term("queue_no_ceiling") }

@@ -1,0 +1,340 @@
+-- The audit: questions whose every row is something wrong, and what is compared with Redis.
+--
+-- A question answers with at most $1 rows, each with the number of all that there are.
+
+-- name: count_records
+-- How much there is to look at.
+SELECT
+  (SELECT count(*) FROM seats) AS seats,
+  (SELECT count(*) FROM reservations) AS reservations,
+  (SELECT count(*) FROM payments) AS payments,
+  (SELECT count(*) FROM balances) AS balances,
+  (SELECT count(*) FROM balance_history) AS balance_history,
+  (SELECT count(*) FROM tickets) AS tickets,
+  (SELECT count(*) FROM queue_tokens) AS queue_tokens,
+  (SELECT count(*) FROM restores) AS restores,
+  (SELECT count(*) FROM applied_batches) AS applied_batches,
+  (SELECT coalesce(sum(count), 0)::bigint FROM applied_batches) AS applied_entries;
+
+-- name: list_sales
+-- Every sale, oldest first, and since when its terms are what they are.
+SELECT sale_id, name, active_max, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at_ms
+FROM sales
+ORDER BY created_at, sale_id;
+
+-- name: read_clock
+-- Now, in milliseconds.
+SELECT (extract(epoch FROM now()) * 1000)::bigint;
+
+-- I1: every seat is counted once ------------------------------------------------------------------------------------
+
+-- name: find_miscounted_schedules
+-- Schedules whose counts are not those of their seats.
+SELECT schedule_id, seats_total, seats_available, seats, available, count(*) OVER () AS total
+FROM (
+  SELECT schedules.schedule_id, schedules.seats_total, schedules.seats_available,
+    count(seats.seat_no) AS seats,
+    count(seats.seat_no) FILTER (WHERE NOT seats.sold AND NOT seats.blocked) AS available
+  FROM schedules
+  LEFT JOIN seats USING (sale_id)
+  GROUP BY schedules.schedule_id
+) AS counted
+WHERE seats_total <> seats OR seats_available <> available
+ORDER BY schedule_id
+LIMIT $1;
+
+-- name: find_seats_claimed_twice
+-- Seats with more than one live claim.
+SELECT sale_id, seat_no, array_agg(reservation_id ORDER BY reservation_id) AS reservation_ids, count(*) OVER () AS total
+FROM reservation_seats
+WHERE status = 'CLAIMED'
+GROUP BY sale_id, seat_no
+HAVING count(*) > 1
+ORDER BY sale_id, seat_no
+LIMIT $1;
+
+-- name: find_seats_sold_unclaimed
+-- Seats that are sold without a claim, or claimed without being sold.
+SELECT seats.sale_id, seats.seat_no, seats.sold, count(*) OVER () AS total
+FROM seats
+WHERE seats.sold <> EXISTS (
+  SELECT FROM reservation_seats AS claim
+  WHERE claim.sale_id = seats.sale_id AND claim.seat_no = seats.seat_no AND claim.status = 'CLAIMED'
+)
+ORDER BY seats.sale_id, seats.seat_no
+LIMIT $1;
+
+-- name: find_unfounded_claims
+-- Claims of reservations that are not confirmed, and confirmed reservations that claim nothing.
+SELECT reservation_id, status, claims, count(*) OVER () AS total
+FROM (
+  SELECT reservations.reservation_id, reservations.status,
+    count(*) FILTER (WHERE reservation_seats.status = 'CLAIMED') AS claims
+  FROM reservations
+  LEFT JOIN reservation_seats USING (reservation_id)
+  GROUP BY reservations.reservation_id
+) AS claimed
+WHERE (claims > 0) <> (status = 'CONFIRMED')
+ORDER BY reservation_id
+LIMIT $1;
+
+-- I2: what was heard is true ----------------------------------------------------------------------------------------
+
+-- name: find_heard
+-- What stands of these payments.
+SELECT payment_id, payments.status, payments.final_amount, payments.user_id, payments.sale_id, payments.reservation_id,
+  reservations.status AS reservation_status, reservations.confirmed_at IS NOT NULL AS was_confirmed,
+  ARRAY(
+    SELECT seat_no
+    FROM reservation_seats
+    WHERE reservation_seats.reservation_id = payments.reservation_id AND reservation_seats.status = 'CLAIMED'
+  ) AS seats
+FROM payments
+LEFT JOIN reservations USING (reservation_id)
+WHERE payment_id = ANY ($1::uuid[]);
+
+-- I3: one charge for one sale ---------------------------------------------------------------------------------------
+
+-- name: find_double_charges
+-- Reservations that were charged more than once, or have more than one live payment.
+SELECT reservation_id, array_agg(payment_id ORDER BY payment_id) AS payment_ids, count(*) OVER () AS total
+FROM payments
+WHERE status NOT IN ('FAILED', 'VOIDED')
+GROUP BY reservation_id
+HAVING count(*) > 1
+ORDER BY reservation_id
+LIMIT $1;
+
+-- name: find_uneven_charges
+-- Confirmed reservations whose charge is not their amount, and charges for what was never confirmed.
+SELECT reservation_id, status, amount, charged, count(*) OVER () AS total
+FROM (
+  SELECT reservations.reservation_id, reservations.status, reservations.amount, reservations.confirmed_at,
+    coalesce(sum(payments.original_amount), 0)::bigint AS charged, count(payments.payment_id) AS charges
+  FROM reservations
+  LEFT JOIN payments ON payments.reservation_id = reservations.reservation_id
+    AND payments.status IN ('SUCCESS', 'UNCOLLECTED', 'PARTIALLY_REFUNDED', 'REFUNDED')
+  GROUP BY reservations.reservation_id
+) AS compared
+WHERE CASE WHEN confirmed_at IS NULL THEN charges > 0 ELSE charged <> amount END
+ORDER BY reservation_id
+LIMIT $1;
+
+-- name: find_uneven_captures
+-- Payments whose lines in the history are not what was captured and refunded.
+SELECT payment_id, status, captured, used, refunded_amount, refunded, count(*) OVER () AS total
+FROM (
+  SELECT payments.payment_id, payments.status, payments.refunded_amount, payments.final_amount, payments.method,
+    CASE WHEN payments.status IN ('SUCCESS', 'PARTIALLY_REFUNDED', 'REFUNDED') THEN payments.balance_amount ELSE 0 END
+      AS captured,
+    coalesce(sum(history.amount) FILTER (WHERE history.type = 'USE'), 0)::bigint AS used,
+    coalesce(sum(history.amount) FILTER (WHERE history.type = 'REFUND'), 0)::bigint AS refunded
+  FROM payments
+  LEFT JOIN balance_history AS history USING (payment_id)
+  GROUP BY payments.payment_id
+) AS compared
+WHERE used <> captured OR refunded_amount > final_amount OR (method = 'BALANCE' AND refunded <> refunded_amount)
+ORDER BY payment_id
+LIMIT $1;
+
+-- I4: one operation, one effect -------------------------------------------------------------------------------------
+
+-- name: find_repeated_changes
+-- Operations that changed a balance more than once.
+SELECT ref_type, ref_id, type, count(*) AS times, count(*) OVER () AS total
+FROM balance_history
+GROUP BY ref_type, ref_id, type
+HAVING count(*) > 1
+ORDER BY ref_type, ref_id, type
+LIMIT $1;
+
+-- name: find_miscounted_tickets
+-- Claims without exactly one valid or redeemed ticket.
+SELECT claim.reservation_id, claim.seat_no, count(tickets.ticket_no) AS tickets, count(*) OVER () AS total
+FROM reservation_seats AS claim
+LEFT JOIN tickets ON tickets.reservation_id = claim.reservation_id AND tickets.seat_no = claim.seat_no
+  AND tickets.status <> 'CANCELLED'
+WHERE claim.status = 'CLAIMED'
+GROUP BY claim.reservation_id, claim.seat_no
+HAVING count(tickets.ticket_no) <> 1
+ORDER BY claim.reservation_id, claim.seat_no
+LIMIT $1;
+
+-- I5: the line is kept ----------------------------------------------------------------------------------------------
+
+-- name: find_owners_in_line_twice
+-- Owners with more than one live token in one sale.
+SELECT sale_id, owner, array_agg(queue_no ORDER BY queue_no) AS queue_nos, count(*) OVER () AS total
+FROM queue_tokens
+WHERE status IN ('WAITING', 'ACTIVE')
+GROUP BY sale_id, owner
+HAVING count(*) > 1
+ORDER BY sale_id, owner
+LIMIT $1;
+
+-- name: list_highest_admitted
+-- The highest place that was ever admitted, of each sale and epoch.
+SELECT sale_id, epoch, max(queue_no) AS queue_no
+FROM queue_tokens
+WHERE admitted_at IS NOT NULL
+GROUP BY sale_id, epoch;
+
+-- name: find_hurried_minutes
+-- Moments at which more people had been admitted within sixty seconds than the rate allows, under the terms of now.
+SELECT sale_id, admitted_at, admitted, admitted_per_minute_max, count(*) OVER () AS total
+FROM (
+  SELECT sale_id, queue_tokens.admitted_at, sales.admitted_per_minute_max,
+    count(*) OVER (
+      PARTITION BY sale_id
+      ORDER BY queue_tokens.admitted_at
+      RANGE BETWEEN INTERVAL '60 seconds' PRECEDING AND CURRENT ROW
+    ) AS admitted
+  FROM queue_tokens
+  JOIN sales USING (sale_id)
+  -- What was admitted under earlier terms was admitted at an earlier rate.
+  WHERE queue_tokens.admitted_at > sales.updated_at + INTERVAL '2 seconds'
+) AS counted
+WHERE admitted > admitted_per_minute_max
+ORDER BY sale_id, admitted_at
+LIMIT $1;
+
+-- I6: every balance is the sum of its history -----------------------------------------------------------------------
+
+-- name: find_uneven_balances
+-- Balances that are not the sum of their history, or whose funds set aside are not those of live payments.
+SELECT user_id, amount, set_aside, history, last_after, legs, count(*) OVER () AS total
+FROM (
+  SELECT balances.user_id, balances.amount, balances.set_aside,
+    coalesce(line.history, 0) AS history, coalesce(line.last_after, 0) AS last_after, coalesce(live.legs, 0) AS legs
+  FROM balances
+  LEFT JOIN (
+    SELECT user_id,
+      sum(CASE type WHEN 'USE' THEN -amount ELSE amount END)::bigint AS history,
+      (array_agg(balance_after ORDER BY version DESC))[1] AS last_after
+    FROM balance_history
+    GROUP BY user_id
+  ) AS line USING (user_id)
+  LEFT JOIN (
+    SELECT user_id, sum(balance_amount)::bigint AS legs
+    FROM payments
+    WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
+    GROUP BY user_id
+  ) AS live USING (user_id)
+) AS compared
+WHERE amount < 0 OR amount <> history OR amount <> last_after OR set_aside <> legs
+ORDER BY user_id
+LIMIT $1;
+
+-- name: find_broken_history
+-- Lines of history that do not follow from the line before.
+SELECT user_id, version, balance_after, expected, count(*) OVER () AS total
+FROM (
+  SELECT user_id, version, balance_after,
+    coalesce(lag(balance_after) OVER line, 0) + CASE type WHEN 'USE' THEN -amount ELSE amount END AS expected
+  FROM balance_history
+  WINDOW line AS (PARTITION BY user_id ORDER BY version)
+) AS compared
+WHERE balance_after <> expected
+ORDER BY user_id, version
+LIMIT $1;
+
+-- I7: nothing is left half-done -------------------------------------------------------------------------------------
+
+-- name: find_unfinished
+-- What should have come to its end more than $2 seconds ago.
+SELECT what, id, since, count(*) OVER () AS total
+FROM (
+  SELECT 'reservation' AS what, reservation_id AS id, expires_at AS since
+  FROM reservations
+  WHERE status = 'PENDING'
+    AND NOT EXISTS (
+      SELECT FROM payments
+      WHERE payments.reservation_id = reservations.reservation_id
+        AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
+    )
+  UNION ALL
+  -- A balance answers at once; only a card may wait for its buyer.
+  SELECT 'payment', payment_id, CASE method WHEN 'BALANCE' THEN updated_at ELSE pay_deadline END
+  FROM payments
+  WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
+  UNION ALL
+  SELECT 'restore', reservation_id, created_at
+  FROM restores
+  WHERE done_at IS NULL
+) AS unfinished
+WHERE since < now() - make_interval(secs => $2)
+ORDER BY since, id
+LIMIT $1;
+
+-- name: find_dead_letters
+-- Entries that wait for an operator.
+SELECT sale_id, stream, epoch, n, kind, error, count(*) OVER () AS total
+FROM dead_letters
+WHERE resolved_at IS NULL
+ORDER BY created_at
+LIMIT $1;
+
+-- I9: at rest Redis says what Postgres says -------------------------------------------------------------------------
+
+-- name: find_progress
+-- Which copy of a sale counts, and how far each of its streams was applied.
+SELECT sales.epoch, sales.store_state, sales.serving, stream_watermarks.stream, stream_watermarks.n,
+  stream_watermarks.epoch AS watermark_epoch
+FROM sales
+LEFT JOIN stream_watermarks USING (sale_id)
+WHERE sales.sale_id = $1;
+
+-- name: list_sale_seats
+-- The seats of a sale, each with the hold that claims it.
+SELECT seats.seat_no, seats.price, seats.blocked, claim.reservation_id, reservations.fence
+FROM seats
+LEFT JOIN reservation_seats AS claim
+  ON claim.sale_id = seats.sale_id AND claim.seat_no = seats.seat_no AND claim.status = 'CLAIMED'
+LEFT JOIN reservations USING (reservation_id)
+WHERE seats.sale_id = $1;
+
+-- name: list_sale_holds
+-- The holds of a sale that have not ended, each with its seats.
+SELECT reservation_id, user_id, fence, (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at_ms,
+  ARRAY(
+    SELECT seat_no
+    FROM reservation_seats
+    WHERE reservation_seats.reservation_id = reservations.reservation_id AND reservation_seats.status = 'HELD'
+  ) AS seats
+FROM reservations
+WHERE sale_id = $1 AND status = 'PENDING';
+
+-- name: count_sale_buyers
+-- How many seats of a sale each buyer has.
+SELECT reservations.user_id, count(*) AS seats
+FROM reservation_seats AS claim
+JOIN reservations USING (reservation_id)
+WHERE claim.sale_id = $1 AND claim.status = 'CLAIMED'
+GROUP BY reservations.user_id;
+
+-- I13: every entry was applied once ---------------------------------------------------------------------------------
+
+-- name: find_broken_ranges
+-- Applied ranges that do not begin where the one before them ended.
+SELECT sale_id, stream, epoch, first_n, last_n, expected, count(*) OVER () AS total
+FROM (
+  SELECT sale_id, stream, epoch, first_n, last_n,
+    coalesce(lag(last_n) OVER (PARTITION BY sale_id, stream, epoch ORDER BY first_n), 0) + 1 AS expected
+  FROM applied_batches
+) AS compared
+WHERE first_n <> expected
+ORDER BY sale_id, stream, epoch, first_n
+LIMIT $1;
+
+-- name: find_strayed_watermarks
+-- Watermarks that are not where the last applied range ended.
+SELECT sale_id, stream, epoch, n, last_n, count(*) OVER () AS total
+FROM (
+  SELECT watermark.sale_id, watermark.stream, watermark.epoch, watermark.n, coalesce(max(applied.last_n), 0) AS last_n
+  FROM stream_watermarks AS watermark
+  LEFT JOIN applied_batches AS applied USING (sale_id, stream, epoch)
+  GROUP BY watermark.sale_id, watermark.stream, watermark.epoch, watermark.n
+) AS compared
+WHERE n <> last_n
+ORDER BY sale_id, stream
+LIMIT $1;

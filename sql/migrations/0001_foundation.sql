@@ -1,0 +1,339 @@
+-- The foundation: people, money, concerts, reservations, payments, the line, the outbox.
+-- People -------------------------------------------------------------------------------------------------------------
+
+CREATE TABLE users (
+  user_id uuid PRIMARY KEY,
+  -- Who vouches for this person: ourselves, or an outside issuer and its own name for them.
+  issuer text NOT NULL DEFAULT 'lastseat',
+  subject text NOT NULL,
+  -- Null once the account is wiped; the sales stay.
+  email text,
+  password_hash text,
+  name text,
+  -- What the key that made the row asked for, so that a repeat is told from a reuse.
+  fingerprint text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  wiped_at timestamptz,
+  CONSTRAINT users_issuer_subject UNIQUE (issuer, subject)
+);
+CREATE UNIQUE INDEX users_email ON users (lower(email)) WHERE email IS NOT NULL;
+CREATE INDEX users_wiped ON users (wiped_at) WHERE wiped_at IS NOT NULL;
+
+CREATE TABLE api_keys (
+  api_key_id uuid PRIMARY KEY,
+  -- SHA-256 of the key: a random key of 256 bits needs no slow hash.
+  key_hash bytea NOT NULL UNIQUE,
+  name text NOT NULL,
+  scopes text[] NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  revoked_at timestamptz
+);
+
+-- What every process of one installation shares: the secret, the pass keys, the currency.
+CREATE TABLE installation (
+  name text PRIMARY KEY,
+  value text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Money --------------------------------------------------------------------------------------------------------------
+
+CREATE TABLE balances (
+  user_id uuid PRIMARY KEY REFERENCES users,
+  amount bigint NOT NULL DEFAULT 0 CHECK (amount >= 0),
+  -- Funds of payments that are authorised and not yet captured or voided.
+  set_aside bigint NOT NULL DEFAULT 0,
+  version bigint NOT NULL DEFAULT 0,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT balances_set_aside CHECK (set_aside >= 0 AND set_aside <= amount)
+);
+
+-- Immutable: the balance is the sum of its history, and the last row says what it was after.
+CREATE TABLE balance_history (
+  balance_history_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  user_id uuid NOT NULL REFERENCES balances,
+  type text NOT NULL CHECK (type IN ('CHARGE', 'USE', 'REFUND')),
+  amount bigint NOT NULL CHECK (amount > 0),
+  balance_after bigint NOT NULL CHECK (balance_after >= 0),
+  -- The balance's version after this change: one row a version, the highest is the last.
+  version bigint NOT NULL,
+  reason text,
+  -- The operation's own id: a charge, a payment, a refund. One operation, one row of a type.
+  ref_type text NOT NULL CHECK (ref_type IN ('charge', 'payment', 'refund')),
+  ref_id uuid NOT NULL,
+  payment_id uuid,
+  -- What the charge's key asked for; null where no client's key is behind the row.
+  fingerprint text,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT balance_history_once UNIQUE (ref_type, ref_id, type),
+  CONSTRAINT balance_history_version UNIQUE (user_id, version)
+);
+
+-- What is on offer ---------------------------------------------------------------------------------------------------
+
+CREATE TABLE sales (
+  sale_id uuid PRIMARY KEY,
+  kind text NOT NULL CHECK (kind IN ('seats', 'stock')),
+  name text NOT NULL,
+  opens_at timestamptz,
+  closes_at timestamptz,
+  per_buyer_max integer CHECK (per_buyer_max > 0),
+  hold_s integer NOT NULL DEFAULT 300 CHECK (hold_s > 0),
+  hold_max_s integer NOT NULL DEFAULT 900,
+  extensions_max integer NOT NULL DEFAULT 2 CHECK (extensions_max >= 0),
+  pay_s integer NOT NULL DEFAULT 600 CHECK (pay_s > 0),
+  refund_policy jsonb NOT NULL DEFAULT '[]',
+  -- Which copy of the sale in Redis counts. Raised by a rebuild; nothing of an older epoch is accepted after it.
+  epoch bigint NOT NULL DEFAULT 0,
+  -- new: not yet written to Redis. frozen: the stream and Postgres disagree, waiting to be rebuilt.
+  store_state text NOT NULL DEFAULT 'new' CHECK (store_state IN ('new', 'open', 'frozen', 'rebuilding')),
+  frozen_reason text,
+  -- The waiting room.
+  room text NOT NULL DEFAULT 'off'
+    CHECK (room IN ('off', 'prequeue', 'open', 'paused', 'draining', 'closed', 'bypass')),
+  active_max integer NOT NULL DEFAULT 1000 CHECK (active_max > 0),
+  admitted_per_minute_max integer NOT NULL DEFAULT 6000 CHECK (admitted_per_minute_max > 0),
+  entry_s integer NOT NULL DEFAULT 120 CHECK (entry_s > 0),
+  session_s integer NOT NULL DEFAULT 600 CHECK (session_s > 0),
+  recall_s integer NOT NULL DEFAULT 300 CHECK (recall_s > 0),
+  draining_no bigint,
+  -- Numbers are given out up to here; a counter that was lost goes on from here.
+  queue_no_ceiling bigint NOT NULL DEFAULT 0,
+  -- The last checkpoint of the highest place ever admitted.
+  serving bigint NOT NULL DEFAULT 0,
+  fingerprint text,
+  version bigint NOT NULL DEFAULT 1,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT sales_hold_max CHECK (hold_max_s >= hold_s)
+);
+CREATE INDEX sales_newest ON sales (created_at DESC, sale_id DESC);
+
+CREATE TABLE concerts (
+  concert_id uuid PRIMARY KEY,
+  title text NOT NULL,
+  description text,
+  artist text,
+  venue text,
+  poster_image_url text,
+  fingerprint text NOT NULL,
+  version bigint NOT NULL DEFAULT 1,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX concerts_newest ON concerts (created_at DESC, concert_id DESC);
+
+CREATE TABLE schedules (
+  schedule_id uuid PRIMARY KEY,
+  concert_id uuid NOT NULL REFERENCES concerts,
+  sale_id uuid NOT NULL UNIQUE REFERENCES sales,
+  start_at timestamptz NOT NULL,
+  seats_total integer NOT NULL CHECK (seats_total >= 0),
+  -- Kept by the worker in the transaction that confirms: what is not sold and not blocked.
+  seats_available integer NOT NULL CHECK (seats_available >= 0),
+  fingerprint text NOT NULL,
+  version bigint NOT NULL DEFAULT 1,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX schedules_concert ON schedules (concert_id, start_at);
+
+CREATE TABLE seats (
+  sale_id uuid NOT NULL REFERENCES sales,
+  seat_no text NOT NULL CHECK (length(seat_no) BETWEEN 5 AND 20),
+  section text NOT NULL,
+  row_name text NOT NULL,
+  number integer NOT NULL CHECK (number >= 1),
+  category text NOT NULL,
+  price bigint NOT NULL CHECK (price BETWEEN 0 AND 1000000000000),
+  accessible boolean NOT NULL DEFAULT false,
+  blocked boolean NOT NULL DEFAULT false,
+  -- Set with the claim, in the same transaction; the audit compares the two.
+  sold boolean NOT NULL DEFAULT false,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (sale_id, seat_no)
+);
+
+-- What people took ---------------------------------------------------------------------------------------------------
+
+CREATE TABLE reservations (
+  -- The hold's id: one id from hold to end.
+  reservation_id uuid PRIMARY KEY,
+  sale_id uuid NOT NULL REFERENCES sales,
+  schedule_id uuid NOT NULL REFERENCES schedules,
+  user_id uuid NOT NULL REFERENCES users,
+  epoch bigint NOT NULL,
+  fence bigint NOT NULL,
+  -- The queue number the hold was made with; null where the room asked for none.
+  queue_no bigint,
+  fingerprint text NOT NULL,
+  status text NOT NULL CHECK (status IN ('PENDING', 'CONFIRMED', 'CANCELLED')),
+  reason text
+    CHECK (reason IN ('EXPIRED', 'USER', 'DECLINED', 'LATE_UNFULFILLABLE', 'ADMIN', 'EVENT_CANCELLED')),
+  amount bigint NOT NULL CHECK (amount >= 0),
+  expires_at timestamptz NOT NULL,
+  created_at timestamptz NOT NULL,
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  confirmed_at timestamptz,
+  ended_at timestamptz,
+  version bigint NOT NULL DEFAULT 1,
+  CONSTRAINT reservations_ending CHECK ((status = 'CANCELLED') = (reason IS NOT NULL)),
+  CONSTRAINT reservations_confirmed CHECK (status <> 'CONFIRMED' OR confirmed_at IS NOT NULL)
+);
+CREATE INDEX reservations_mine ON reservations (user_id, created_at DESC, reservation_id DESC);
+CREATE INDEX reservations_pending ON reservations (sale_id, expires_at) WHERE status = 'PENDING';
+
+-- The lines of a reservation. CLAIMED is the sale itself: at most one live claim a seat, whatever Redis said.
+CREATE TABLE reservation_seats (
+  reservation_id uuid NOT NULL REFERENCES reservations,
+  seat_no text NOT NULL,
+  sale_id uuid NOT NULL,
+  price bigint NOT NULL CHECK (price >= 0),
+  status text NOT NULL CHECK (status IN ('HELD', 'CLAIMED', 'ENDED')),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (reservation_id, seat_no),
+  FOREIGN KEY (sale_id, seat_no) REFERENCES seats
+);
+CREATE UNIQUE INDEX reservation_seats_claim ON reservation_seats (sale_id, seat_no) WHERE status = 'CLAIMED';
+
+CREATE TABLE tickets (
+  ticket_no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  reservation_id uuid NOT NULL,
+  seat_no text NOT NULL,
+  sale_id uuid NOT NULL,
+  user_id uuid NOT NULL REFERENCES users,
+  status text NOT NULL DEFAULT 'VALID' CHECK (status IN ('VALID', 'REDEEMED', 'CANCELLED')),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT tickets_once UNIQUE (reservation_id, seat_no),
+  FOREIGN KEY (reservation_id, seat_no) REFERENCES reservation_seats
+);
+CREATE INDEX tickets_mine ON tickets (user_id, ticket_no DESC);
+
+CREATE TABLE payments (
+  payment_id uuid PRIMARY KEY,
+  sale_id uuid NOT NULL REFERENCES sales,
+  reservation_id uuid REFERENCES reservations,
+  user_id uuid NOT NULL REFERENCES users,
+  epoch bigint NOT NULL,
+  fence bigint NOT NULL,
+  fingerprint text NOT NULL,
+  method text NOT NULL CHECK (method IN ('BALANCE', 'CARD', 'SPLIT')),
+  status text NOT NULL CHECK (
+    status IN (
+      'PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS', 'FAILED', 'VOIDED', 'UNCOLLECTED', 'PARTIALLY_REFUNDED', 'REFUNDED'
+    )
+  ),
+  -- A problem's word: why a payment is FAILED or VOIDED.
+  reason text,
+  -- What a refused payment needed and what there was, so that its key always answers the same.
+  needed bigint,
+  available bigint,
+  original_amount bigint NOT NULL CHECK (original_amount >= 0),
+  discount_amount bigint NOT NULL DEFAULT 0 CHECK (discount_amount >= 0),
+  final_amount bigint NOT NULL CHECK (final_amount >= 0),
+  refunded_amount bigint NOT NULL DEFAULT 0 CHECK (refunded_amount >= 0),
+  -- The leg that the balance pays; set aside while the payment is PENDING, AUTHORISED or IN_DOUBT.
+  balance_amount bigint NOT NULL CHECK (balance_amount >= 0),
+  pay_deadline timestamptz NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  authorised_at timestamptz,
+  paid_at timestamptz,
+  version bigint NOT NULL DEFAULT 1,
+  CONSTRAINT payments_final CHECK (final_amount = original_amount - discount_amount),
+  CONSTRAINT payments_refunded CHECK (refunded_amount <= final_amount),
+  CONSTRAINT payments_paid CHECK (status <> 'SUCCESS' OR paid_at IS NOT NULL)
+);
+-- At most one live payment a reservation.
+CREATE UNIQUE INDEX payments_live ON payments (reservation_id)
+  WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS');
+CREATE INDEX payments_mine ON payments (user_id, created_at DESC, payment_id DESC);
+CREATE INDEX payments_unsettled ON payments (updated_at) WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT');
+
+-- The waiting room ---------------------------------------------------------------------------------------------------
+
+CREATE TABLE queue_tokens (
+  sale_id uuid NOT NULL REFERENCES sales,
+  queue_no bigint NOT NULL,
+  epoch bigint NOT NULL,
+  -- A user's id, or v and the hash of a visitor's secret. The signed token is made from these and is not kept.
+  owner text NOT NULL,
+  status text NOT NULL CHECK (status IN ('WAITING', 'ACTIVE', 'PROCESSED', 'EXPIRED', 'LEFT')),
+  created_at timestamptz NOT NULL,
+  admitted_at timestamptz,
+  ended_at timestamptz,
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (sale_id, queue_no)
+);
+CREATE INDEX queue_tokens_created ON queue_tokens (created_at);
+
+-- The outbox ---------------------------------------------------------------------------------------------------------
+
+-- Who reads a sale's streams. The generation fences an owner that slept: it grows with every take-over.
+CREATE TABLE stream_owners (
+  sale_id uuid PRIMARY KEY REFERENCES sales,
+  owner text NOT NULL,
+  generation bigint NOT NULL,
+  until timestamptz NOT NULL,
+  updated_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- How far each stream has been applied. An entry is applied only if its n is the next one and names this entry id.
+CREATE TABLE stream_watermarks (
+  sale_id uuid NOT NULL REFERENCES sales,
+  stream text NOT NULL CHECK (stream IN ('outbox', 'journal')),
+  epoch bigint NOT NULL,
+  generation bigint NOT NULL DEFAULT 0,
+  n bigint NOT NULL,
+  entry_id text NOT NULL,
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (sale_id, stream)
+);
+
+-- One row an applied batch: per sale, stream and epoch the ranges have no gap and no overlap.
+CREATE TABLE applied_batches (
+  sale_id uuid NOT NULL REFERENCES sales,
+  stream text NOT NULL,
+  epoch bigint NOT NULL,
+  first_n bigint NOT NULL,
+  last_n bigint NOT NULL,
+  count integer NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (sale_id, stream, epoch, first_n),
+  CONSTRAINT applied_batches_count CHECK (count = last_n - first_n + 1)
+);
+
+CREATE TABLE dead_letters (
+  sale_id uuid NOT NULL REFERENCES sales,
+  stream text NOT NULL,
+  epoch bigint NOT NULL,
+  n bigint NOT NULL,
+  entry_id text NOT NULL,
+  kind text NOT NULL,
+  fields jsonb NOT NULL,
+  error text NOT NULL,
+  payment_id uuid,
+  resolution text CHECK (resolution IN ('AUTHORISED', 'FAILED')),
+  resolved_at timestamptz,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (sale_id, stream, epoch, n)
+);
+
+-- Seats to give back in Redis: written by the transaction that decided it, driven by the worker until done.
+CREATE TABLE restores (
+  reservation_id uuid PRIMARY KEY REFERENCES reservations,
+  sale_id uuid NOT NULL REFERENCES sales,
+  fence bigint NOT NULL,
+  -- After LATE_UNFULFILLABLE the buyer's place in line goes next.
+  token_goes_next boolean NOT NULL,
+  attempts integer NOT NULL DEFAULT 0,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  done_at timestamptz
+);
+CREATE INDEX restores_due ON restores (created_at) WHERE done_at IS NULL;

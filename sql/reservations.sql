@@ -1,0 +1,161 @@
+-- Reservations: rows that the journal, a payment or an ending writes; a row that has ended is never revived.
+
+-- name: add_reservations
+-- PENDING rows of these holds, in id order; those that are there already stay as they are.
+INSERT INTO reservations (
+  reservation_id, sale_id, schedule_id, user_id, epoch, fence, queue_no, fingerprint, status, amount, expires_at,
+  created_at
+)
+SELECT
+  held.reservation_id, held.sale_id, held.schedule_id, held.user_id, held.epoch, held.fence,
+  nullif(held.queue_no, 0), held.fingerprint, 'PENDING', held.amount, to_timestamp(held.expires_at_ms / 1000.0),
+  to_timestamp(held.created_at_ms / 1000.0)
+FROM unnest(
+  $1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[], $9::bigint[],
+  $10::bigint[], $11::bigint[]
+) AS held (
+  reservation_id, sale_id, schedule_id, user_id, epoch, fence, queue_no, fingerprint, amount, expires_at_ms,
+  created_at_ms
+)
+ORDER BY held.reservation_id
+ON CONFLICT (reservation_id) DO NOTHING
+RETURNING reservation_id;
+
+-- name: add_lines
+-- The seats of rows that were just added.
+INSERT INTO reservation_seats (reservation_id, seat_no, sale_id, price, status)
+SELECT line.reservation_id, line.seat_no, line.sale_id, line.price, 'HELD'
+FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::bigint[]) AS line (reservation_id, seat_no, sale_id, price)
+ORDER BY line.reservation_id, line.seat_no;
+
+-- name: lock_reservations
+-- These rows with the seats that they hold, locked in id order.
+SELECT
+  reservations.reservation_id, reservations.sale_id, reservations.user_id, reservations.status, reservations.reason,
+  reservations.fence, reservations.epoch,
+  ARRAY(
+    SELECT seat_no
+    FROM reservation_seats
+    WHERE reservation_seats.reservation_id = reservations.reservation_id AND reservation_seats.status <> 'ENDED'
+    ORDER BY seat_no
+  ) AS seat_nos
+FROM reservations
+WHERE reservation_id = ANY ($1::uuid[])
+ORDER BY reservation_id
+FOR NO KEY UPDATE;
+
+-- name: extend_reservations
+-- New deadlines of rows that still wait.
+UPDATE reservations
+SET expires_at = to_timestamp(extended.expires_at_ms / 1000.0), version = version + 1, updated_at = now()
+FROM unnest($1::uuid[], $2::bigint[]) AS extended (reservation_id, expires_at_ms)
+WHERE reservations.reservation_id = extended.reservation_id AND reservations.status = 'PENDING';
+
+-- name: end_lines
+-- Seats that were given back.
+UPDATE reservation_seats AS lines
+SET status = 'ENDED', updated_at = now()
+FROM unnest($1::uuid[], $2::text[]) AS released (reservation_id, seat_no)
+WHERE lines.reservation_id = released.reservation_id AND lines.seat_no = released.seat_no AND lines.status = 'HELD';
+
+-- name: sum_lines
+-- What is left of rows that gave seats back.
+UPDATE reservations
+SET
+  amount = (
+    SELECT coalesce(sum(price), 0)
+    FROM reservation_seats
+    WHERE reservation_seats.reservation_id = reservations.reservation_id AND reservation_seats.status = 'HELD'
+  ),
+  version = version + 1,
+  updated_at = now()
+WHERE reservation_id = ANY ($1::uuid[]) AND status = 'PENDING';
+
+-- name: end_reservations
+-- Rows that end, each with its reason; one that has ended or is confirmed stays as it is.
+UPDATE reservations
+SET status = 'CANCELLED', reason = ending.reason, ended_at = now(), version = version + 1, updated_at = now()
+FROM unnest($1::uuid[], $2::text[]) AS ending (reservation_id, reason)
+WHERE reservations.reservation_id = ending.reservation_id AND reservations.status = 'PENDING'
+RETURNING reservations.reservation_id;
+
+-- name: end_lines_of
+-- The seats of rows that ended.
+UPDATE reservation_seats
+SET status = 'ENDED', updated_at = now()
+WHERE reservation_id = ANY ($1::uuid[]) AND status = 'HELD';
+
+-- name: find_reservation
+-- One row with its seats, their tickets, and its latest payment.
+SELECT
+  reservations.*,
+  now() AS server_time,
+  (
+    SELECT coalesce(
+      jsonb_agg(
+        jsonb_build_object(
+          'seat_no', lines.seat_no, 'price', lines.price, 'status', lines.status, 'ticket_no', tickets.ticket_no
+        ) ORDER BY lines.seat_no
+      ), '[]'
+    )
+    FROM reservation_seats AS lines
+    LEFT JOIN tickets USING (reservation_id, seat_no)
+    WHERE lines.reservation_id = reservations.reservation_id
+  ) AS lines,
+  (
+    SELECT payment_id
+    FROM payments
+    WHERE payments.reservation_id = reservations.reservation_id
+    ORDER BY status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS') DESC, created_at DESC
+    LIMIT 1
+  ) AS payment_id,
+  EXISTS (
+    SELECT FROM payments
+    WHERE payments.reservation_id = reservations.reservation_id
+      AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+  ) AS payment_live
+FROM reservations
+WHERE reservation_id = $1 AND user_id = $2;
+
+-- name: list_reservations
+-- A user's rows with their seats, newest first, after a cursor.
+SELECT
+  reservations.*,
+  now() AS server_time,
+  (
+    SELECT coalesce(
+      jsonb_agg(
+        jsonb_build_object(
+          'seat_no', lines.seat_no, 'price', lines.price, 'status', lines.status, 'ticket_no', tickets.ticket_no
+        ) ORDER BY lines.seat_no
+      ), '[]'
+    )
+    FROM reservation_seats AS lines
+    LEFT JOIN tickets USING (reservation_id, seat_no)
+    WHERE lines.reservation_id = reservations.reservation_id
+  ) AS lines,
+  (
+    SELECT payment_id
+    FROM payments
+    WHERE payments.reservation_id = reservations.reservation_id
+    ORDER BY status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS') DESC, created_at DESC
+    LIMIT 1
+  ) AS payment_id,
+  EXISTS (
+    SELECT FROM payments
+    WHERE payments.reservation_id = reservations.reservation_id
+      AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+  ) AS payment_live
+FROM reservations
+WHERE user_id = $1 AND (created_at, reservation_id) < ($2::timestamptz, $3::uuid)
+ORDER BY created_at DESC, reservation_id DESC
+LIMIT $4;
+
+-- name: list_tickets
+-- A user's tickets, newest first, after a cursor.
+SELECT tickets.ticket_no, tickets.reservation_id, schedules.schedule_id, tickets.seat_no, tickets.status
+FROM tickets
+JOIN schedules USING (sale_id)
+WHERE tickets.user_id = $1 AND tickets.ticket_no < $2
+ORDER BY tickets.ticket_no DESC
+LIMIT $3;

@@ -1,0 +1,86 @@
+"""The variables, what they turn into, and what is said of one that cannot be used."""
+
+import pytest
+
+from engine.settings import Settings, SettingsFault
+
+
+def test_without_variables_everything_is_embedded() -> None:
+    settings = Settings.from_environment({"PATH": "/bin"})
+    assert (settings.redis_url, settings.queue_redis_url, settings.postgres_url) == (None, None, None)
+    assert (settings.data_dir, settings.host, settings.port) == (".lastseat", "127.0.0.1", 8000)
+    assert (settings.currency, settings.time_zone, settings.repeat_window_s) == ("KRW", "UTC", 3600)
+    assert settings.workers >= 1
+
+
+def test_every_setting_has_a_variable() -> None:
+    environ = {
+        "LASTSEAT_REDIS_URL": "redis+cluster://one:7000,two:7000",
+        "LASTSEAT_QUEUE_REDIS_URL": "redis://queue:6379",
+        "LASTSEAT_POSTGRES_URL": "postgresql://shop@db/shop",
+        "LASTSEAT_DATA_DIR": "/var/lib/shop",
+        "LASTSEAT_HOST": "0.0.0.0",
+        "LASTSEAT_PORT": "8080",
+        "LASTSEAT_WORKERS": "4",
+        "LASTSEAT_CORS_ORIGINS": "https://shop.example, http://localhost:3000",
+        "LASTSEAT_ADMIN_KEY": "a" * 16,
+        "LASTSEAT_SECRET": "s" * 32,
+        "LASTSEAT_CURRENCY": "EUR",
+        "LASTSEAT_TIME_ZONE": "Asia/Seoul",
+        "LASTSEAT_REPEAT_WINDOW_S": "7200",
+        "LASTSEAT_STRIPE_API_KEY": "sk_test",
+        "LASTSEAT_STRIPE_API_BASE": "http://127.0.0.1:1",
+        "LASTSEAT_STRIPE_WEBHOOK_SECRET": "whsec",
+        "LASTSEAT_PASSWORD_MEMORY_KIB": "8",
+        "LASTSEAT_PASSWORD_PASSES": "1",
+        "LASTSEAT_REDIS_CONNECTIONS_MAX": "8",
+        "LASTSEAT_POSTGRES_CONNECTIONS_MAX": "4",
+    }
+    settings = Settings.from_environment(environ)
+    assert settings.cors_origins == ("https://shop.example", "http://localhost:3000")
+    assert (settings.port, settings.workers, settings.repeat_window_s) == (8080, 4, 7200)
+    assert set(settings.to_environment()) == set(environ)
+    assert Settings.from_environment(settings.to_environment()) == settings
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    assert Settings.from_environment({"LASTSEAT_REDIS_URL": "", "LASTSEAT_PORT": " "}).port == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("LASTSEAT_PORT", "eighty", "Expected `int`"),
+        ("LASTSEAT_PORT", "65536", "<= 65535"),
+        ("LASTSEAT_WORKERS", "0", ">= 1"),
+        ("LASTSEAT_CURRENCY", "won", "matching regex"),
+        ("LASTSEAT_SECRET", "short", "length >= 32"),
+        ("LASTSEAT_TIME_ZONE", "Mars/Olympus", "no known time zone"),
+        ("LASTSEAT_TIME_ZONE", "../../etc/passwd", "no known time zone"),
+        ("LASTSEAT_REDIS_URL", "http://redis", "redis://"),
+        ("LASTSEAT_QUEUE_REDIS_URL", "redis+cluster://one:1", "redis://"),
+        ("LASTSEAT_POSTGRES_URL", "mysql://db", "postgresql://"),
+        ("LASTSEAT_CORS_ORIGINS", "shop.example", "https://shop.example"),
+        ("LASTSEAT_CORS_ORIGINS", "https://shop.example/path", "https://shop.example"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_by_the_name_of_its_variable(name: str, text: str, said: str) -> None:
+    with pytest.raises(SettingsFault, match=f"^{name}") as refused:
+        Settings.from_environment({name: text})
+    assert said in str(refused.value)
+
+
+def test_a_refusal_does_not_repeat_a_secret() -> None:
+    with pytest.raises(SettingsFault) as refused:
+        Settings.from_environment({"LASTSEAT_SECRET": "hunter2"})
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_misspelt_variable_is_refused_with_the_right_name() -> None:
+    with pytest.raises(SettingsFault, match=r"^LASTSEAT_REDIS_URI is no setting\. Did you mean LASTSEAT_REDIS_URL\?"):
+        Settings.from_environment({"LASTSEAT_REDIS_URI": "redis://redis"})
+
+
+def test_a_cluster_needs_a_queue_store_of_its_own() -> None:
+    with pytest.raises(SettingsFault, match=r"^LASTSEAT_QUEUE_REDIS_URL must name a Redis of its own"):
+        Settings.from_environment({"LASTSEAT_REDIS_URL": "redis+cluster://one:7000"})
