@@ -80,7 +80,7 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
             passwords=passwords,
             seat_maps=SeatMaps(stores),
             queue_tokens=QueueTokens(shared.secret),
-            till=Till(stores.gate, postgres, waiters, currency=shared.currency),
+            till=Till(stores.gate, postgres, waiters),
             ticket_key=hmac.digest(shared.secret.encode(), b"ticket codes", "sha256"),
         )
         await refresh_people(house)

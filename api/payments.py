@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, UnsetType
 from api.answers import Answer, Document, answer
 from api.callers import USER, operator
 from api.clock import Time, rfc3339
+from api.house import House
 from api.operations import Body, Request, Routes
 from api.pages import Listed, Page, Place, moment_of, page_of, place_of
 from api.problems import Refused, invalid
@@ -93,7 +94,7 @@ async def pay(request: Request, reservation_id: str, body: NewPayment) -> Answer
     refusal = payments.refusal_of(paid)
     if refusal is not None:
         raise Refused(refusal)
-    document = _document(paid, request.house.clock.now_ms)
+    document = _document(paid, request.house)
     if document.status == "PENDING":
         location = f"/v1/payments/{payment_id}"
         return answer(document, 202, version=paid.version, location=location, retry_after_s=ASK_AGAIN_S)
@@ -106,7 +107,7 @@ async def find(request: Request, payment_id: str) -> Answer:
     payment = await payments.find(request.house.postgres, payment_id, request.caller_id)
     if payment is None:
         raise Refused(NotFound())
-    return answer(_document(payment, request.house.clock.now_ms), version=payment.version)
+    return answer(_document(payment, request.house), version=payment.version)
 
 
 @routes.add("GET", "/v1/payments", {200: Listed[PaymentDocument]}, caller=USER)
@@ -119,9 +120,8 @@ async def list_mine(request: Request, query: Page) -> Answer:
         limit=query.limit + 1,
         **({"before": before} if before else {}),
     )
-    now_ms = request.house.clock.now_ms
     places = [place_of(payment.created_at, payment.payment_id) for payment in found]
-    return answer(page_of([_document(payment, now_ms) for payment in found], places, query))
+    return answer(page_of([_document(payment, request.house) for payment in found], places, query))
 
 
 @routes.add("GET", "/v1/admin/payments", {200: Listed[OperatorsPayment]}, caller=operator(accounts.PAYMENTS))
@@ -134,15 +134,14 @@ async def list_in_state(request: Request, query: InState) -> Answer:
         limit=query.limit + 1,
         **({"before": before} if before else {}),
     )
-    now_ms = request.house.clock.now_ms
     items = [
-        OperatorsPayment(**msgspec.structs.asdict(_document(payment, now_ms)), state=payment.status)
+        OperatorsPayment(**msgspec.structs.asdict(_document(payment, request.house)), state=payment.status)
         for payment in found
     ]
     return answer(page_of(items, [place_of(payment.created_at, payment.payment_id) for payment in found], query))
 
 
-def _document(payment: Payment, now_ms: int) -> PaymentDocument:
+def _document(payment: Payment, house: House) -> PaymentDocument:
     return PaymentDocument(
         payment_id=payment.payment_id,
         reservation_id=payment.reservation_id,
@@ -154,9 +153,9 @@ def _document(payment: Payment, now_ms: int) -> PaymentDocument:
         discount_amount=payment.discount_amount,
         final_amount=payment.final_amount,
         refunded_amount=payment.refunded_amount,
-        currency=payment.currency,
+        currency=house.currency,
         created_at=rfc3339(payment.created_at),
         paid_at=rfc3339(payment.paid_at) if payment.paid_at else UNSET,
         version=payment.version,
-        server_time=rfc3339(now_ms),
+        server_time=rfc3339(house.clock.now_ms),
     )

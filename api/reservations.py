@@ -16,24 +16,25 @@ from api.pages import Listed, Number, Page, Place, moment_of, page_of, place_of
 from api.problems import CancellationClosed, Refused
 from api.waiting_room import QUEUE_TOKEN, place_in_line
 from engine import ids, reservations, seats
-from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SlowDown
+from engine.refusals import Busy, IdempotencyKeyReused, NotFound, SlowDown
 from engine.reservations import Reservation, Ticket
 from engine.sales import Sale
 from engine.seats import (
     SEATS_MAX,
     ExtensionSpent,
     HoldEnded,
+    LimitReached,
     PaymentRunning,
     SaleClosed,
     SaleNotOpen,
     SeatTaken,
     SeatUnknown,
 )
-from engine.stores.replies import Reply, SaleRebuilding
+from engine.stores.replies import SaleRebuilding
 
 routes = Routes("Tickets")
 
-R = TypeVar("R", bound=Reply)
+R = TypeVar("R")
 
 SeatNo = Annotated[str, Meta(pattern=r"^[^|,=\x00-\x1f\x7f]{5,20}$", description="section-row-number")]
 SeatNos = Annotated[list[SeatNo], Meta(min_length=1, max_length=SEATS_MAX)]
@@ -249,7 +250,7 @@ async def give_up(request: Request, reservation_id: str) -> Answer:
         if found.status == "CONFIRMED":
             raise Refused(CancellationClosed())
         if found.status == "CANCELLED":
-            return answer(_document(found), version=found.version)
+            return answer(_document(found, request.house.currency), version=found.version)
         released = PaymentRunning(payment_id=found.payment_id or "")
     raise Refused(released)
 
@@ -313,7 +314,7 @@ async def list_mine(request: Request, query: Page) -> Answer:
         **({"before": before} if before else {}),
     )
     places = [place_of(reservation.created_at, reservation.reservation_id) for reservation in found]
-    return answer(page_of([_document(reservation) for reservation in found], places, query))
+    return answer(page_of([_document(reservation, request.house.currency) for reservation in found], places, query))
 
 
 @routes.add("GET", "/v1/tickets", {200: Listed[TicketDocument]}, caller=USER)
@@ -338,7 +339,6 @@ async def _find(request: Request, reservation_id: str) -> Reservation:
         house.book,
         reservation_id=reservation_id,
         user_id=request.caller_id,
-        currency=house.currency,
     )
     if not isinstance(found, Reservation):
         raise Refused(found or NotFound())
@@ -347,13 +347,13 @@ async def _find(request: Request, reservation_id: str) -> Reservation:
 
 async def _answer(request: Request, reservation_id: str, status: int = 200, *, repeated: bool = False) -> Answer:
     found = await _find(request, reservation_id)
-    return answer(_document(found), status, version=found.version, repeated=repeated)
+    return answer(_document(found, request.house.currency), status, version=found.version, repeated=repeated)
 
 
-_PUBLIC = {"HELD": "HELD", "CLAIMED": "SOLD", "ENDED": "RELEASED"}
+_PUBLIC: dict[str, Literal["HELD", "SOLD", "RELEASED"]] = {"HELD": "HELD", "CLAIMED": "SOLD", "ENDED": "RELEASED"}
 
 
-def _document(found: Reservation) -> ReservationDocument:
+def _document(found: Reservation, currency: str) -> ReservationDocument:
     return ReservationDocument(
         reservation_id=found.reservation_id,
         schedule_id=found.schedule_id,
@@ -370,7 +370,7 @@ def _document(found: Reservation) -> ReservationDocument:
             for line in found.lines
         ],
         amount=found.amount,
-        currency=found.currency,
+        currency=currency,
         created_at=rfc3339(found.created_at),
         expires_at=rfc3339(found.expires_at),
         confirmed_at=rfc3339(found.confirmed_at) if found.confirmed_at else UNSET,

@@ -25,3 +25,10 @@ class Busy(Refusal, frozen=True):
 
     temporary: ClassVar[bool] = True
     retry_after_ms: int
+
+
+class LimitReached(Refusal, frozen=True):
+    """One may have no more of this."""
+
+    limit: int
+    have: int

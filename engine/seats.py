@@ -13,7 +13,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from engine import sales
-from engine.refusals import Busy, IdempotencyKeyReused, NotFound, SlowDown
+from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SlowDown
 from engine.sales import Sale
 from engine.stores.connections import StoreUnavailable
 from engine.stores.keys import SaleKeys
@@ -202,13 +202,6 @@ class SeatUnknown(Refusal, frozen=True):
     """A seat of this request is no seat of this sale or hold."""
 
     seat_nos: tuple[str, ...]
-
-
-class LimitReached(Refusal, frozen=True):
-    """A buyer may have no more seats of this sale."""
-
-    limit: int
-    have: int
 
 
 class NotAdmitted(Refusal, frozen=True):

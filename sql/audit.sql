@@ -338,3 +338,30 @@ FROM (
 WHERE n <> last_n
 ORDER BY sale_id, stream
 LIMIT $1;
+
+-- Beside the invariants ---------------------------------------------------------------------------------------------
+
+-- name: measure_persist_lag
+-- How long a sale's payments took from the funds being set aside to the sale being durable, in milliseconds.
+SELECT count(*) AS payments,
+  coalesce(percentile_cont(0.5) WITHIN GROUP (ORDER BY lag), 0) AS p50_ms,
+  coalesce(percentile_cont(0.99) WITHIN GROUP (ORDER BY lag), 0) AS p99_ms
+FROM (
+  SELECT extract(epoch FROM paid_at - authorised_at) * 1000 AS lag
+  FROM payments
+  WHERE sale_id = $1 AND status = 'SUCCESS'
+) AS lags;
+
+-- name: list_migrations
+-- The migrations that this database has had.
+SELECT version, name, checksum
+FROM schema_migrations
+ORDER BY version;
+
+-- name: count_owned_sales
+-- How many open sales there are, how many of them a living worker reads, and how many are closed to be rebuilt.
+SELECT count(*) FILTER (WHERE sales.store_state = 'open') AS open,
+  count(*) FILTER (WHERE sales.store_state = 'open' AND stream_owners.until > now()) AS owned,
+  count(*) FILTER (WHERE sales.store_state IN ('frozen', 'rebuilding')) AS closed
+FROM sales
+LEFT JOIN stream_owners USING (sale_id);

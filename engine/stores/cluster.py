@@ -8,7 +8,7 @@ such a one is sent again.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from redis.asyncio import RedisCluster
@@ -25,6 +25,8 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from engine.stores.packing import pack
 
 logger = logging.getLogger(__name__)
 
@@ -143,9 +145,9 @@ class Cluster(RedisCluster):
 
 async def _send(node: ClusterNode, args: tuple[Any, ...], kwargs: dict[str, Any], *, asking: bool) -> Any:
     """Send a command on one connection of this node, after ASKING if the slot is still on its way there."""
+    # Packed first: what cannot be sent takes no connection.
+    packed = [pack(command) for command in ([("ASKING",), args] if asking else [args])]
     connection = node.acquire_connection()
-    pack: Callable[..., Any] = connection.pack_commands
-    packed = pack([("ASKING",), args] if asking else [args])
     try:
         # A failure or a cancellation closes the connection; it opens again when it is used next.
         await connection.send_packed_command(packed, check_health=False)

@@ -35,6 +35,8 @@ class Coalescer(Generic[Request, Answer]):
         most: requests in one batch, at most.
         weight_max: the sum of weights in one batch, at most; one request alone may exceed it.
         in_flight_max: batches under way at once.
+        share_min: a queue longer than this is shared among the free turns, so that one batch is packed or decoded here
+            while the store runs the other; None gives the first turn all it can take.
         wait_s: how long a request may wait for its turn before it gets `Overdue`; None for ever.
         idle: called when nothing is queued and nothing under way.
     """
@@ -46,6 +48,7 @@ class Coalescer(Generic[Request, Answer]):
         most: int = 128,
         weight_max: int | None = None,
         in_flight_max: int = 2,
+        share_min: int | None = None,
         wait_s: float | None = None,
         idle: Callable[[], object] | None = None,
     ) -> None:
@@ -53,6 +56,7 @@ class Coalescer(Generic[Request, Answer]):
         self._most = most
         self._weight_max = weight_max
         self._in_flight_max = in_flight_max
+        self._share_min = most if share_min is None else share_min
         self._wait_s = wait_s
         self._idle = idle
         self._queue: deque[_Waiting[Request, Answer]] = deque()
@@ -88,8 +92,9 @@ class Coalescer(Generic[Request, Answer]):
 
     def _start(self) -> None:
         self._scheduled = False
-        while self._queue and len(self._under_way) < self._in_flight_max:
-            batch = self._take()
+        while self._queue and (turns := self._in_flight_max - len(self._under_way)) > 0:
+            share = -(-len(self._queue) // turns)
+            batch = self._take(min(self._most, max(self._share_min, share)))
             if batch:
                 task = asyncio.get_running_loop().create_task(self._carry_out(batch))
                 self._under_way.add(task)
@@ -99,22 +104,25 @@ class Coalescer(Generic[Request, Answer]):
             if not self._under_way and self._idle is not None:
                 self._idle()
 
-    def _take(self) -> list[_Waiting[Request, Answer]]:
+    def _take(self, most: int) -> list[_Waiting[Request, Answer]]:
         batch: list[_Waiting[Request, Answer]] = []
         weight = 0
-        while self._queue and len(batch) < self._most:
-            weight += self._queue[0].weight
-            if batch and self._weight_max is not None and weight > self._weight_max:
-                break
-            waiting = self._queue.popleft()
-            # Nobody waits for this answer any more, and it was never sent: drop it.
+        while self._queue and len(batch) < most:
+            waiting = self._queue[0]
             if not waiting.answer.done():
+                weight += waiting.weight
+                if batch and self._weight_max is not None and weight > self._weight_max:
+                    break
                 batch.append(waiting)
+            # else nobody waits for this answer any more, and it was never sent: it is dropped.
+            self._queue.popleft()
         return batch
 
     async def _carry_out(self, batch: list[_Waiting[Request, Answer]]) -> None:
         try:
             answers = await self._run([waiting.request for waiting in batch])
+            # Counted before the first is given out: one too few, and each would go to somebody else's requester.
+            answered = list(zip(batch, answers, strict=True))
         except asyncio.CancelledError:
             for waiting in batch:
                 waiting.answer.cancel()
@@ -124,7 +132,7 @@ class Coalescer(Generic[Request, Answer]):
                 if not waiting.answer.done():
                     waiting.answer.set_exception(fault)
             return
-        for waiting, answer in zip(batch, answers, strict=True):
+        for waiting, answer in answered:
             if waiting.answer.done():
                 continue
             if isinstance(answer, Exception):
@@ -134,6 +142,9 @@ class Coalescer(Generic[Request, Answer]):
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._under_way.discard(task)
+        if task.cancelled():  # only the end of the loop cancels a batch: nothing more is begun
+            while self._queue:
+                self._queue.popleft().answer.cancel()
         self._start()
 
     def _give_up_overdue(self) -> None:

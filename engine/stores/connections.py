@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 from engine.settings import POSTGRES_CONNECTIONS_MAX, REDIS_CONNECTIONS_MAX, Settings
 from engine.stores import embedded
 from engine.stores.cluster import Address, Cluster
+from engine.stores.packing import PACKING
 from engine.stores.safety import Finding, inspect_postgres, inspect_redis
 
 if TYPE_CHECKING:
@@ -246,6 +247,7 @@ def _plain_client(url: str, connections_max: int, *, wait_s: float, answer_withi
         socket_timeout=answer_within_s,
         **({} if parse_url(url).get("path") else _TCP),
     )
+    pool.connection_class = PACKING[pool.connection_class]
     return Redis.from_pool(pool)
 
 

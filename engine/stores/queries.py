@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import asyncpg
+from asyncpg.pool import PoolConnectionProxy
 
 FOLDER = Path(__file__).resolve().parents[2] / "sql"
 
 Executor = asyncpg.Connection | asyncpg.Pool
 
 # A connection inside a transaction, whether it came from a pool or not.
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
 
 _HEADER = re.compile(r"^-- name: (\w+)\n((?:--.*\n)+)", re.MULTILINE)
 
@@ -89,6 +90,11 @@ def load(domain: str) -> Queries:
     """
     source = (FOLDER / f"{domain}.sql").read_text(encoding="utf-8")
     headers = list(_HEADER.finditer(source))
+    if len(headers) != source.count("-- name"):
+        raise ValueError(f"sql/{domain}.sql: a header is `-- name: <name>`, then a comment that says what it does")
+    before = source[: headers[0].start()] if headers else source
+    if any(line and not line.startswith("--") for line in before.splitlines()):
+        raise ValueError(f"sql/{domain}.sql: its first statement has no header")
     statements: dict[str, Query] = {}
     for header, following in zip(headers, [*headers[1:], None], strict=True):
         text = source[header.end() : following.start() if following else len(source)].strip().rstrip(";").strip()

@@ -1,7 +1,7 @@
 """Lua scripts with parsed headers, typed replies, and batching by construction.
 
 A file in ``lua/`` reads like a script for one request. What is sent is that file's body as a function, looped over all
-requests of the moment for the same script and the same keys: one EVALSHA for up to 256 of them, each in a ``pcall`` of
+requests of the moment for the same script and the same keys: one EVALSHA for up to 128 of them, each in a ``pcall`` of
 its own, so that one fault cannot poison its neighbours. The header is the contract, and it is parsed: the order of keys
 and arguments is written once, and reply classes that differ from RETURNS fail at import.
 """
@@ -9,7 +9,7 @@ and arguments is written once, and reply classes that differ from RETURNS fail a
 import asyncio
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar, get_args, get_origin, get_ty
 import msgspec
 from redis.exceptions import (
     ClusterError,
+    DataError,
     NoScriptError,
     OutOfMemoryError,
     RedisClusterException,
@@ -35,10 +36,13 @@ from engine.stores.replies import Reply, word_of
 
 FOLDER = Path(__file__).resolve().parents[2] / "lua"
 
-# One batch is about three milliseconds of script time: a store that is busy for longer answers nobody.
-OPERATIONS_MAX = 256
-ARGUMENTS_MAX = 4096
+# One batch is about three milliseconds of script time, because meanwhile the store answers nobody else. Measured here:
+# a hold of one seat (7 arguments with their count) takes 27 microseconds, one of twenty (27) takes 62.
+OPERATIONS_MAX = 128
+ARGUMENTS_MAX = 1280
 IN_FLIGHT_MAX = 2
+# From here on two batches of half the size are faster than one: the store runs one while this process packs the other.
+SHARE_MIN = 32
 
 Argument = str | int | bytes
 R = TypeVar("R")
@@ -81,9 +85,11 @@ class Header:
     argument_names: dict[int, str] = field(default_factory=dict)
 
 
-_SECTION = re.compile(r"^-- (USES|KEYS|ARGV|RETURNS)$")
-_LINE = re.compile(r"^--   (\S.*)$")
-_UNPACK = re.compile(r"^\s*local (\w+) = (?:tonumber\()?(KEYS|ARGV)\[(\d+)\]\)?\s*$", re.MULTILINE)
+_SECTION = re.compile(r"-- (USES|KEYS|ARGV|RETURNS)")
+_LINE = re.compile(r"--   (\w+(?:\.\.\.)?(?: .*)?)")
+_UNPACK = re.compile(
+    r"^\s*local (\w+) = (?:(?:tonumber\()?(KEYS|ARGV)\[(\d+)\]\)?|\{ unpack\((KEYS|ARGV), (\d+)\) \})\s*$", re.MULTILINE
+)
 
 
 def parse(source: str) -> Header:
@@ -97,22 +103,29 @@ def parse(source: str) -> Header:
     sections: dict[str, list[str]] = {"USES": [], "KEYS": [], "ARGV": [], "RETURNS": []}
     says: list[str] = []
     section: list[str] | None = None
+    ended = False
     for line in lines[1:]:
         if not line.startswith("--"):
             break
-        if found := _SECTION.match(line):
-            section = sections[found.group(1)]
-        elif section is not None and (found := _LINE.match(line)):
+        if found := _SECTION.fullmatch(line):
+            section, ended = sections[found.group(1)], False
+            if section:
+                raise ValueError(f"{found.group(1)} stands twice")
+        elif line == "--" or ended:
+            continue
+        elif section is None:
+            says.append(line.removeprefix("--").strip())
+        elif found := _LINE.fullmatch(line):
             section.append(found.group(1))
+        elif line.startswith("--  "):
+            # Read as free text, it and every name after it would be lost without a word.
+            raise ValueError(f"{line!r}: a name stands three spaces after --")
         else:
-            if section is None and line != "--":
-                says.append(line.removeprefix("--").strip())
-            if line != "--":
-                section = section if section is None else []
+            ended = True
     arguments = [line.split()[0] for line in sections["ARGV"]]
     if any(name.endswith("...") for name in arguments[:-1]):
         raise ValueError("only the last argument may be variadic")
-    unpacked = [(name, table, int(at)) for name, table, at in _UNPACK.findall(source)]
+    unpacked = list(unpackings(source))
     return Header(
         flags=tuple(lines[0].partition("flags=")[2].split(",")) if "flags=" in lines[0] else (),
         says=" ".join(says),
@@ -124,6 +137,12 @@ def parse(source: str) -> Header:
         key_names={at: name for name, table, at in unpacked if table == "KEYS"},
         argument_names={at: name for name, table, at in unpacked if table == "ARGV"},
     )
+
+
+def unpackings(source: str) -> Iterator[tuple[str, str, int]]:
+    """Yield name, table and n of each `local <name> = KEYS[n]`, `tonumber(ARGV[n])` or `{ unpack(ARGV, n) }`."""
+    for name, table, at, rest_of, rest_from in _UNPACK.findall(source):
+        yield name, table or rest_of, int(at or rest_from)
 
 
 _WRAPPED = """\
@@ -144,7 +163,20 @@ local function carry_out(first, last)
   for at = first, last do
     arguments[at - first + 1] = operations[at]
   end
-  return operation(arguments)
+  local reply = operation(arguments)
+  -- Said here, because on its way out nil would hand everybody after it somebody else's reply, an array ends at its
+  -- first nil, and a number loses its fraction.
+  if type(reply) ~= "table" or type(reply[1]) ~= "string" then
+    error(type(reply) == "table" and reply.err or "no word was answered", 0)
+  end
+  for at = 2, #reply do
+    local field = reply[at]
+    local sound = type(field) == "string" or type(field) == "number" and field % 1 == 0 and math.abs(field) < 2 ^ 53
+    if not sound then
+      error("field " .. at - 1 .. " of " .. reply[1] .. " is " .. tostring(field), 0)
+    end
+  end
+  return reply
 end
 
 local replies, at = {{}}, 1
@@ -204,11 +236,12 @@ class _Decoder:
 
     def decode(self, reply: Sequence[Any]) -> Reply:
         fixed = self.fixed
+        count = len(reply) - 1
+        if count < len(fixed) or (count > len(fixed) and not self.rest):
+            raise ValueError(f"{self.kind.__name__} has the fields {self.fields}, the script answered {reply!r}")
         values = [convert(value) for convert, value in zip(fixed, reply[1:], strict=False)]
         if self.rest:
             values.append(tuple([_text(value) for value in reply[1 + len(fixed) :]]))
-        elif len(reply) - 1 != len(fixed):
-            raise ScriptFault(f"{self.kind.__name__} has {len(fixed)} fields, the script answered {list(reply)!r}")
         return self.kind(*values)
 
 
@@ -225,22 +258,29 @@ class Script(Generic[R]):
         self.path = path
         self.source = (folder / f"{path}.lua").read_text(encoding="utf-8")
         self.header = parse(self.source)
-        self.text = wrap(self.source, [shared_source(name) for name in self.header.uses])
+        shared = [shared_source(name) for name in self.header.uses]
+        self.text = wrap(self.source, shared)
         self.plain_text = self.text.partition("\n")[2]  # without the shebang, for servers that know none
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
         self.plain_sha = hashlib.sha1(self.plain_text.encode(), usedforsecurity=False).hexdigest()
         self._names = self.header.arguments
         kinds = get_args(replies) if get_origin(replies) is UnionType else (replies,)
         self.decoders = {word_of(kind): _Decoder(kind) for kind in kinds}
-        self._check(keys)
+        if len(self.decoders) != len(kinds):
+            raise ValueError(f"lua/{path}.lua: two of its reply classes are one word")
+        self._check(keys, [*shared, self.source])
 
     def __repr__(self) -> str:
         return f"<Script {self.path}>"
 
-    def _check(self, keys: type[Any]) -> None:
+    def _check(self, keys: type[Any], sources: Sequence[str]) -> None:
         for name in self.header.keys:
             if not hasattr(keys, name):
                 raise ValueError(f"lua/{self.path}.lua: {keys.__name__} has no key named {name}")
+        places = {"KEYS": self.header.keys, "ARGV": self.header.arguments}
+        for name, table, at in (unpacking for source in sources for unpacking in unpackings(source)):
+            if places[table][at - 1 : at] != (name,):
+                raise ValueError(f"lua/{self.path}.lua: {name} is not {table}[{at}] of its header")
         declared = {word: list(names) for word, names in self.header.returns.items()}
         classes = {word: decoder.fields for word, decoder in self.decoders.items()}
         for word in declared.keys() | classes.keys():
@@ -255,11 +295,14 @@ class Script(Generic[R]):
         Raises StoreUnavailable (StoreTimeout, StoreFull) when the store cannot answer and ScriptFault when the
         operation failed inside the script.
         """
-        values: list[Any] = [arguments[name] for name in self._names]
-        if len(arguments) != len(values):
-            raise TypeError(f"{self!r} takes {', '.join(self._names)}, not {', '.join(arguments)}")
+        values: list[Any] = [arguments.get(name) for name in self._names]
+        if len(arguments) != len(values) or None in values:
+            raise TypeError(f"{self!r} takes {', '.join(self._names)}, not {', '.join(arguments)}; and none is None")
         if self.header.variadic:
-            values.extend(values.pop())
+            rest = values.pop()
+            if isinstance(rest, str | bytes):
+                raise TypeError(f"{self!r}: {self._names[-1]} is a sequence, not one {type(rest).__name__}")
+            values.extend(rest)
         return gate.submit(self, keys, values)
 
     def key_values(self, keys: Keys) -> list[str]:
@@ -270,13 +313,13 @@ class Script(Generic[R]):
         """Return the typed reply of one operation, or the exception that its requester gets."""
         word = _text(reply[0])
         if word == "fault":
-            return ScriptFault(f"lua/{self.path}.lua: {_text(reply[1])}")
+            return ScriptFault(f"lua/{self.path}.lua: {reply[1].decode(errors='replace')}")
         decoder = self.decoders.get(word)
         if decoder is None:
             return ScriptFault(f"lua/{self.path}.lua answered {word!r}, which its header does not name")
         try:
             return decoder.decode(reply)  # type: ignore[return-value]  # one of the classes that R is the union of
-        except (ValueError, ScriptFault) as fault:
+        except ValueError as fault:
             return ScriptFault(f"lua/{self.path}.lua: {fault}")
 
 
@@ -338,6 +381,7 @@ class Gate:
             most=OPERATIONS_MAX,
             weight_max=ARGUMENTS_MAX,
             in_flight_max=IN_FLIGHT_MAX,
+            share_min=SHARE_MIN,
             wait_s=self._attempt_s,
             # The number of queues is the number of shards in use this moment, not of all there ever were.
             idle=lambda: self._queues.pop((script.path, keys), None),
@@ -350,7 +394,15 @@ class Gate:
             operations.extend(arguments)
         self.statistics.batches += 1
         self.statistics.operations += len(batch)
-        answers = [script.decode(reply) for reply in await self._call(script, key_values, operations)]
+        try:
+            replies = await self._call(script, key_values, operations)
+        except (DataError, UnicodeEncodeError) as fault:
+            # Nothing was sent: one of the operations has an argument that cannot be. Each goes alone, so that only its
+            # own requester is told.
+            if len(batch) == 1:
+                return [TypeError(f"{script!r}: {fault}")]
+            return [(await self._carry_out(script, key_values, [arguments]))[0] for arguments in batch]
+        answers = [script.decode(reply) for reply in replies]
         self.statistics.faults += sum(isinstance(answer, Exception) for answer in answers)
         return answers
 
@@ -379,7 +431,7 @@ class Gate:
                     # EVAL is routed by its keys to the node that lacks the script; SCRIPT LOAD might reach another.
                     self.statistics.loads += 1
                     return await self.redis.execute_command("EVAL", text, *rest)  # type: ignore[no-any-return]
-        except (RedisTimeoutError, RedisConnectionError):
+        except (RedisTimeoutError, RedisConnectionError, DataError):
             raise
         except OutOfMemoryError as fault:
             raise StoreFull(str(fault)) from fault

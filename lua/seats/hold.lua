@@ -153,16 +153,9 @@ local hold = {
   fingerprint = fingerprint,
   created_at_ms = text(now_ms),
   expires_at_ms = text(now_ms + term("hold_ms")),
-  payment_id = "",
-  pay_deadline_ms = "0",
-  reason = "",
-  sold_n = "0",
   amount = amount,
   seats = table.concat(seat_nos, ","),
   prices = table.concat(price_list, ","),
-  extensions = "",
-  releases = "",
-  payments = "",
 }
 set_seats(hold_id, hold, "HELD")
 keep_hold(hold_id, hold)

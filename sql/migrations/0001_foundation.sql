@@ -186,6 +186,7 @@ CREATE TABLE reservations (
 );
 CREATE INDEX reservations_mine ON reservations (user_id, created_at DESC, reservation_id DESC);
 CREATE INDEX reservations_pending ON reservations (sale_id, expires_at) WHERE status = 'PENDING';
+CREATE INDEX reservations_ended ON reservations (sale_id, ended_at) WHERE status = 'CANCELLED';
 
 -- The lines of a reservation. CLAIMED is the sale itself: at most one live claim a seat, whatever Redis said.
 CREATE TABLE reservation_seats (
@@ -281,6 +282,15 @@ CREATE TABLE stream_owners (
   owner text NOT NULL,
   generation bigint NOT NULL,
   until timestamptz NOT NULL,
+  updated_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Who works: each worker says that it lives; sales are shared out among those that do.
+CREATE TABLE workers (
+  worker text PRIMARY KEY,
+  -- Sales whose streams it owns.
+  sales integer NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
   updated_at timestamptz NOT NULL DEFAULT now()
 );
 

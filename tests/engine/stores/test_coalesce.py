@@ -43,6 +43,14 @@ async def test_requests_gather_while_batches_are_under_way() -> None:
     assert recorder.batches == [[1], [2, 3, 4], [5, 6]]
 
 
+async def test_a_long_queue_is_shared_among_the_free_turns() -> None:
+    recorder = Recorder()
+    coalescer = Coalescer(recorder.run, most=100, in_flight_max=2, share_min=3)
+    await asyncio.gather(*[coalescer.submit(number) for number in range(10)])
+    await asyncio.gather(*[coalescer.submit(number) for number in range(3)])
+    assert recorder.batches == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [0, 1, 2]]
+
+
 async def test_weights_cut_a_batch_and_a_heavy_request_goes_alone() -> None:
     recorder = Recorder()
     coalescer = Coalescer(recorder.run, weight_max=10, in_flight_max=1)
@@ -66,6 +74,30 @@ async def test_a_fault_of_the_batch_reaches_every_requester() -> None:
     coalescer = Coalescer(run)
     answers = await asyncio.gather(coalescer.submit(1), coalescer.submit(2), return_exceptions=True)
     assert [type(answer) for answer in answers] == [OSError, OSError]
+
+
+async def test_an_answer_too_few_is_given_to_nobody() -> None:
+    async def run(batch: list[int]) -> Sequence[int]:
+        return batch[1:]
+
+    coalescer = Coalescer(run)
+    answers = await asyncio.gather(*[coalescer.submit(number) for number in range(3)], return_exceptions=True)
+    assert [type(answer) for answer in answers] == [ValueError] * 3
+
+
+def test_the_end_of_the_loop_ends_every_request_and_begins_no_batch() -> None:
+    recorder = Recorder()
+    recorder.let.clear()
+    coalescer = Coalescer(recorder.run, most=1, in_flight_max=1)
+
+    async def leave() -> list[asyncio.Future[int]]:
+        answers = [coalescer.submit(number) for number in range(3)]
+        await recorder.begun.wait()
+        return answers
+
+    answers = asyncio.run(leave())
+    assert all(answer.cancelled() for answer in answers)
+    assert (recorder.batches, coalescer.queued, coalescer.in_flight) == ([[0]], 0, 0)
 
 
 async def test_what_nobody_waits_for_is_not_sent() -> None:

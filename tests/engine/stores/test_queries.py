@@ -44,3 +44,17 @@ def test_a_statement_twice_or_without_text_is_refused(folder: Path, text: str) -
     (folder / "sums.sql").write_text(text)
     with pytest.raises(ValueError, match="a has no text or is named twice"):
         queries.load("sums")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("-- name: a\n-- One.\nSELECT 1;\n-- name: b\nSELECT 2;\n", "a comment that says"),
+        ("-- name a\n-- One.\nSELECT 1;\n", "a comment that says"),
+        ("-- Sums.\nSELECT 1;\n-- name: a\n-- One.\nSELECT 1;\n", "first statement has no header"),
+    ],
+)
+def test_a_statement_without_its_header_is_refused(folder: Path, text: str, said: str) -> None:
+    (folder / "sums.sql").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        queries.load("sums")

@@ -1,19 +1,24 @@
 """The loader of scripts: headers, typed replies, batches, and what happens when the store misbehaves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from fakeredis import FakeAsyncRedis
 from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import ResponseError
 
 from engine.stores.connections import RedisClient, StoreUnavailable, open_redis
 from engine.stores.replies import Refusal, Reply
 from engine.stores.scripts import (
+    ARGUMENTS_MAX,
     OPERATIONS_MAX,
+    SHARE_MIN,
     Gate,
     Script,
     ScriptFault,
@@ -146,6 +151,47 @@ def test_only_the_last_argument_may_be_variadic() -> None:
         parse("#!lua\n-- ARGV\n--   ids...\n--   who\n")
 
 
+@pytest.mark.parametrize("line", ["--  who", "--    who", "--   who's"])
+def test_a_name_that_would_be_read_as_free_text_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="three spaces"):
+        parse(f"#!lua\n-- ARGV\n{line}\n--   ids...\n")
+
+
+def test_a_section_that_stands_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="ARGV stands twice"):
+        parse("#!lua\n-- ARGV\n--   who\n-- RETURNS\n--   taken\n-- ARGV\n--   ids...\n")
+
+
+def test_free_text_ends_a_section_and_is_no_name() -> None:
+    header = parse(
+        "#!lua\n-- One.\n--\n-- ARGV\n--   who  a name\n-- Safe to repeat:\n--   always.\nlocal who = ARGV[1]\n"
+    )
+    assert (header.says, header.arguments) == ("One.", ("who",))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("local who = ARGV[1]", "local who = ARGV[2]"),
+        ("local who = ARGV[1]", "local buyer = tonumber(ARGV[1])"),
+        ("local who = ARGV[1]", "local who = { unpack(ARGV, 2) }"),
+        ("local places = KEYS[1]", "local places = KEYS[2]"),
+    ],
+)
+def test_a_body_that_unpacks_other_names_than_its_header_fails_at_import(folder: Path, old: str, new: str) -> None:
+    (folder / "take.lua").write_text(TAKE.replace(old, new))
+    with pytest.raises(ValueError, match="of its header"):
+        Script("take", Hall, Taken | Occupied, folder=folder)
+
+
+def test_two_reply_classes_of_one_word_fail_at_import(folder: Path) -> None:
+    class freed(Reply, frozen=True):  # noqa: N801
+        """Another class of the same word."""
+
+    with pytest.raises(ValueError, match="one word"):
+        Script("free", Hall, Freed | freed, folder=folder)
+
+
 def test_reply_classes_that_differ_from_returns_fail_at_import(folder: Path) -> None:
     with pytest.raises(ValueError, match="occupied"):
         Script("take", Hall, Taken, folder=folder)
@@ -184,8 +230,10 @@ async def test_replies_are_typed(redis_any: RedisClient, take: Script[Taken | Oc
 
 
 async def test_a_wrong_argument_name_is_an_error_of_the_caller(redis: Redis, take: Script[Taken | Occupied]) -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(TypeError, match="not whom, ids"):
         take(Gate(redis), Hall("a"), whom="ann", ids=())
+    with pytest.raises(TypeError, match="ids is a sequence"):
+        take(Gate(redis), Hall("a"), who="ann", ids="12")
     with pytest.raises(TypeError, match="who, ids"):
         take(Gate(redis), Hall("a"), who="ann", ids=(), more="1")
 
@@ -205,9 +253,9 @@ async def test_requests_of_one_moment_are_one_call_in_order_of_arrival(
     gate = Gate(redis_any)
     await take(gate, Hall("a"), who="loads the script", ids=())
     before = await calls_of(redis_any, "evalsha")
-    replies = await asyncio.gather(*[take(gate, Hall("a"), who=str(n), ids=("same",)) for n in range(100)])
+    replies = await asyncio.gather(*[take(gate, Hall("a"), who=str(n), ids=("same",)) for n in range(SHARE_MIN)])
     assert await calls_of(redis_any, "evalsha") == before + 1
-    assert [type(reply) for reply in replies] == [Taken] + [Occupied] * 99
+    assert [type(reply) for reply in replies] == [Taken] + [Occupied] * (SHARE_MIN - 1)
 
 
 async def test_different_shards_are_never_mixed_in_one_call(
@@ -220,12 +268,14 @@ async def test_different_shards_are_never_mixed_in_one_call(
 
 async def test_a_batch_is_bounded(redis: Redis, take: Script[Taken | Occupied]) -> None:
     gate = Gate(redis)
-    await asyncio.gather(*[take(gate, Hall("a"), who=str(n), ids=(str(n),)) for n in range(OPERATIONS_MAX + 1)])
-    assert gate.statistics.batches == 2
-    # Twenty arguments each: the bound on arguments cuts the batch before the bound on operations does.
-    many = [take(gate, Hall("b"), who=str(n), ids=tuple(f"{n}-{at}" for at in range(30))) for n in range(256)]
-    await asyncio.gather(*many)
-    assert gate.statistics.batches == 2 + 2
+    await asyncio.gather(*[take(gate, Hall("a"), who=str(n), ids=(str(n),)) for n in range(2 * OPERATIONS_MAX + 1)])
+    assert gate.statistics.batches == 3
+    # The bound on arguments cuts a batch before the bound on operations does.
+    many = ARGUMENTS_MAX // SHARE_MIN - 2
+    await asyncio.gather(
+        *[take(gate, Hall("b"), who=str(n), ids=[f"{n}-{at}" for at in range(many)]) for n in range(SHARE_MIN + 1)]
+    )
+    assert gate.statistics.batches == 3 + 2
 
 
 async def test_a_fault_in_one_operation_spares_its_neighbours(
@@ -243,6 +293,106 @@ async def test_a_fault_in_one_operation_spares_its_neighbours(
     assert "WRONGTYPE" in str(poison)
     assert isinstance(last, Taken)
     assert gate.statistics.faults == 1
+
+
+ANSWER = """\
+#!lua
+-- Answer what one is told to.
+--
+-- KEYS
+--   places  hash
+-- ARGV
+--   with
+-- RETURNS
+--   answered  number
+--   listed    first second rest...
+local with = ARGV[1]
+if with == "an error" then return redis.error_reply("MINE said no") end
+return loadstring("return " .. with)()
+"""
+
+
+class Answered(Reply, frozen=True):
+    """What one is told to."""
+
+    number: int
+
+
+class Listed(Reply, frozen=True):
+    """Two and more."""
+
+    first: int
+    second: str
+    rest: tuple[str, ...]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("nil", "no word"),
+        ("true", "no word"),
+        ("7", "no word"),
+        ("{}", "no word"),
+        ("{ 7 }", "no word"),
+        ("an error", "MINE said no"),
+        ('{ "answered" }', "has the fields"),
+        ('{ "answered", 1, 2 }', "has the fields"),
+        ('{ "answered", "many" }', "many"),
+        ('{ "answered", 1.5 }', r"field 1 of answered is 1\.5"),
+        ('{ "answered", 2 ^ 53 }', "field 1 of answered"),
+        ('{ "answered", 0 / 0 }', "field 1 of answered"),
+        ('{ "answered", true }', "field 1 of answered is true"),
+        ('{ "answered", { 1 } }', "field 1 of answered is table"),
+        ('{ "listed", 1 }', "has the fields"),
+        ('{ "listed", 1, "b", nil, "d" }', "field 3 of listed is nil"),
+        ('{ "listed", 1, "\\255" }', "utf-8"),
+        ('{ "unheard_of" }', "unheard_of"),
+        ("nonsense(", "user_script|attempt to call"),
+    ],
+)
+async def test_an_answer_that_makes_no_sense_is_a_fault_of_its_own_operation(
+    redis: Redis, tmp_path: Path, answer: str, said: str
+) -> None:
+    (tmp_path / "answer.lua").write_text(ANSWER)
+    script: Script[Answered | Listed] = Script("answer", Hall, Answered | Listed, folder=tmp_path)
+    gate = Gate(redis)
+    first, poison, last = await asyncio.gather(
+        script(gate, Hall("a"), **{"with": '{ "answered", 1 }'}),
+        script(gate, Hall("a"), **{"with": answer}),
+        script(gate, Hall("a"), **{"with": '{ "listed", 3, "b", "c", 4 }'}),
+        return_exceptions=True,
+    )
+    assert (first, last) == (Answered(number=1), Listed(first=3, second="b", rest=("c", "4")))
+    assert isinstance(poison, ScriptFault)
+    assert re.search(said, str(poison)), poison
+
+
+@pytest.mark.parametrize("value", [True, ("2",), object(), "\ud800"])
+async def test_an_argument_that_cannot_be_sent_is_an_error_of_its_own_caller(
+    redis_any: RedisClient, take: Script[Taken | Occupied], value: Any
+) -> None:
+    gate = Gate(redis_any)
+    first, wrong, last = await asyncio.gather(
+        take(gate, Hall("a"), who="ann", ids=("1",)),
+        take(gate, Hall("a"), who=value, ids=("2",)),
+        take(gate, Hall("a"), who="bob", ids=("3",)),
+        return_exceptions=True,
+    )
+    assert isinstance(first, Taken)
+    assert isinstance(wrong, TypeError)
+    assert isinstance(last, Taken)
+
+
+async def test_two_batches_at_most_are_under_way_while_others_gather(
+    redis: Redis, take: Script[Taken | Occupied]
+) -> None:
+    gate = Gate(redis)
+    calls = [take(gate, Hall("a"), who=str(n), ids=(str(n),)) for n in range(4 * OPERATIONS_MAX)]
+    assert (gate.in_flight, gate.queued) == (0, 4 * OPERATIONS_MAX)
+    await asyncio.sleep(0)
+    assert (gate.in_flight, gate.queued) == (2, 2 * OPERATIONS_MAX)
+    assert all(isinstance(reply, Taken) for reply in await asyncio.gather(*calls))
+    assert gate.statistics.operations == 4 * OPERATIONS_MAX
 
 
 async def test_queues_of_idle_shards_are_forgotten(redis: Redis, take: Script[Taken | Occupied]) -> None:
@@ -294,9 +444,34 @@ async def test_a_full_store_refuses_what_is_new_and_lets_through_what_frees(
         await redis.config_set("maxmemory", "0")
 
 
+async def test_a_store_busy_with_another_script_is_a_fault_that_passes(
+    redis: Redis, take: Script[Taken | Occupied]
+) -> None:
+    gate = Gate(redis)
+
+    async def take_until_busy() -> None:
+        while True:
+            await take(gate, Hall("a"), who="ann", ids=())
+
+    await redis.config_set("busy-reply-threshold", 1)
+    stubborn = asyncio.ensure_future(cast("Awaitable[str]", redis.eval("while true do end", 0)))
+    try:
+        with pytest.raises(StoreUnavailable, match="BUSY"):
+            await take_until_busy()
+    finally:
+        await redis.script_kill()
+        with pytest.raises(ResponseError, match="killed"):
+            await stubborn
+        await redis.config_set("busy-reply-threshold", 5000)
+    assert isinstance(await take(gate, Hall("a"), who="ann", ids=("1",)), Taken)
+
+
 @asynccontextmanager
-async def proxy(url: str, *, passes: Callable[[int], bool]) -> AsyncIterator[str]:
-    """Forward to the store, swallowing the answer of each EVALSHA whose count, from 1, `passes` refuses."""
+async def proxy(url: str, *, passes: Callable[[int], bool], cuts: bool = False) -> AsyncIterator[str]:
+    """Forward to the store, swallowing the answer of each EVALSHA whose count, from 1, `passes` refuses.
+
+    With `cuts` the connection ends in place of that answer.
+    """
     host, port = url.removeprefix("redis://").split("/")[0].rsplit("@")[-1].split(":")
     count = 0
     connections: set[asyncio.Task[None]] = set()
@@ -310,6 +485,8 @@ async def proxy(url: str, *, passes: Callable[[int], bool]) -> AsyncIterator[str
             while received := await store.read(65536):
                 if not swallow:
                     to_client.write(received)
+                elif cuts:
+                    to_client.close()
 
         answering = asyncio.create_task(answers())
         try:
@@ -337,11 +514,12 @@ async def proxy(url: str, *, passes: Callable[[int], bool]) -> AsyncIterator[str
         await asyncio.gather(*connections, return_exceptions=True)
 
 
+@pytest.mark.parametrize("cuts", [False, True])
 async def test_a_lost_answer_is_asked_for_once_more(
-    redis: Redis, redis_url: str, take: Script[Taken | Occupied]
+    redis: Redis, redis_url: str, take: Script[Taken | Occupied], *, cuts: bool
 ) -> None:
     await take(Gate(redis), Hall("a"), who="loads the script", ids=())
-    async with proxy(redis_url, passes=lambda count: count != 1) as url:
+    async with proxy(redis_url, passes=lambda count: count != 1, cuts=cuts) as url:
         client = open_redis(url)
         gate = Gate(client, deadline_s=1.5)
         # The first attempt took effect and its answer was lost; an id in the arguments is what makes a repeat safe.

@@ -1,0 +1,149 @@
+"""The faces as processes of their own: started, watched and stopped by their process ids."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.settings import PREFIX, Settings
+
+READY_WITHIN_S = 60.0
+STOP_WITHIN_S = 25.0
+PORT_FREE_WITHIN_S = 5.0
+LINES_SHOWN = 15
+
+
+class ProcessFault(Exception):
+    """A process could not be started, or ended by itself."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that runs one of our verbs; its log is a file, or the terminal."""
+
+    verb: str
+    process: "subprocess.Popen[bytes]"
+    log: Path | None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it ended, which it should not have done."""
+        return self.process.poll() is not None
+
+    def describe_end(self) -> str:
+        """How it ended, with the last lines of its log."""
+        said = f"lastseat {self.verb} ended with {self.process.returncode}."
+        if self.log is None:
+            return said
+        lines = self.log.read_text(errors="replace").splitlines()[-LINES_SHOWN:]
+        return "\n".join([f"{said} Its log, {self.log}, ends:", *lines])
+
+
+@contextmanager
+def running(verbs: list[str], settings: Settings, *, logs: Path | None = None) -> Iterator[list[Child]]:
+    """Run these verbs until the block ends; the last one started is the first one stopped."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(_running(verb, settings, logs)) for verb in verbs]
+
+
+def wait_until_ready(children: list[Child], settings: Settings) -> None:
+    """Wait until the API answers that it can serve; raises ProcessFault if a process ends meanwhile."""
+    host = reachable(settings.host)
+    deadline = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < deadline:
+        raise_if_ended(children)
+        connection = http.client.HTTPConnection(host, settings.port, timeout=3.0)
+        try:
+            connection.request("GET", "/health/ready")
+            if connection.getresponse().status == 200:
+                return
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.05)
+    raise ProcessFault(f"The API at {host}:{settings.port} was not ready within {READY_WITHIN_S:.0f} s.")
+
+
+def raise_if_ended(children: list[Child]) -> None:
+    """Raise ProcessFault if one of them ended."""
+    for child in children:
+        if child.has_ended:
+            raise ProcessFault(child.describe_end())
+
+
+def reachable(host: str) -> str:
+    """Where this machine reaches what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether nobody listens there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def wait_until_free(host: str, port: int) -> bool:
+    """Whether nobody listens there, or soon nobody does: processes whose parent was killed are about to end."""
+    deadline = time.monotonic() + PORT_FREE_WITHIN_S
+    while not (free := is_free(host, port)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return free
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@contextmanager
+def _running(verb: str, settings: Settings, logs: Path | None) -> Iterator[Child]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    with ExitStack() as stack:
+        log = None
+        output = None
+        if logs is not None:
+            logs.mkdir(parents=True, exist_ok=True)
+            log = logs / f"{verb}.log"
+            output = stack.enter_context(log.open("wb"))
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            # -P: a folder that happens to be called cli, where the operator stands, is not our program.
+            [sys.executable, "-P", "-m", "cli.main", verb, "--follow", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            env={**environ, **settings.to_environment()},
+            # A Ctrl-C is for us: we stop them, in order.
+            start_new_session=True,
+        )
+        try:
+            yield Child(verb, process, log)
+        finally:
+            _stop(process)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        # With the processes it forked: they are of its own session, whose id is its own.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,85 @@
+"""Drains: a sale's streams are brought to Postgres as soon as there is anything, in batches when there is much."""
+
+import asyncio
+import logging
+
+from redis.exceptions import RedisError
+
+from engine import rebuild
+from engine.sales import Sale
+from engine.stores.connections import RedisClient, Stores, open_redis
+from engine.stores.outbox import Reader, Stream
+from workers import loops, metrics
+
+logger = logging.getLogger(__name__)
+
+# Reads that may wait at the server at once; each holds a connection. Streams beyond that are looked at in turn.
+WAITING_MAX = 512
+WAIT_MS = 2000
+LOOK_AGAIN_S = 0.05
+# Nobody waits for the journal, and a batch costs hardly more than an entry: what comes within this joins the batch.
+JOURNAL_LINGER_S = 0.02
+
+
+class Doorbell:
+    """Waits for new entries of any stream, on connections of its own.
+
+    One read can wait for streams of one slot only, so each stream has its own read.
+    """
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis: RedisClient = open_redis(redis_url, connections_max=WAITING_MAX)
+        self._places = asyncio.Semaphore(WAITING_MAX)
+
+    async def wait(self, stream_key: str, after: str) -> None:
+        """Return when the stream has an entry after this one, or after a while."""
+        if self._places.locked():
+            await asyncio.sleep(LOOK_AGAIN_S)
+            return
+        async with self._places:
+            try:
+                await self._redis.xread({stream_key: after}, count=1, block=WAIT_MS)
+            except (RedisError, OSError) as fault:
+                # The drain itself finds out what is wrong, and says so.
+                logger.debug("not waiting for %s: %s", stream_key, fault)
+                await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._redis.aclose()
+
+
+async def drain(stores: Stores, doorbell: Doorbell, sale: Sale, stream: Stream, generation: int) -> None:
+    """Apply a stream's entries for ever, in the order in which they were written.
+
+    Raises Divergence when the stream is not what Postgres knows, OwnershipLost when somebody else reads it.
+    """
+    handler = rebuild.handlers(sale)[stream]
+    reader = Reader(stores.gate, stores.postgres, sale.keys, stream, generation, handler)
+    loop = asyncio.get_running_loop()
+
+    async def apply_batch() -> bool:
+        began_at = loop.time()
+        count = await reader.drain()
+        if count:
+            metrics.ENTRIES.labels(stream).inc(count)
+            metrics.BATCH.labels(stream).observe(count)
+            metrics.DRAIN_SECONDS.labels(stream).observe(loop.time() - began_at)
+        return count > 0
+
+    failures = 0
+    while True:
+        try:
+            more = await loops.finish(apply_batch())
+            failures = 0
+        except loops.VERDICTS:
+            raise
+        except Exception as fault:
+            failures += 1
+            loops.report(f"drain_{stream}", fault)
+            await asyncio.sleep(loops.backoff(0, failures))
+            continue
+        if not more and reader.watermark is not None:
+            await doorbell.wait(getattr(sale.keys, stream), reader.watermark.entry_id)
+            if stream == "journal":
+                await asyncio.sleep(JOURNAL_LINGER_S)
