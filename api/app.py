@@ -1,6 +1,5 @@
 """The application: every operation under its path, one OpenAPI document, one house to serve from."""
 
-from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -8,8 +7,8 @@ from typing import Any
 
 from litestar import Litestar, Request, Response, asgi
 from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
 from litestar.exceptions import HTTPException
-from litestar.handlers import ASGIRouteHandler
 
 from api import (
     accounts,
@@ -17,7 +16,6 @@ from api import (
     catalogue,
     docs,
     health,
-    metrics,
     openapi,
     payments,
     problems,
@@ -27,8 +25,7 @@ from api import (
 )
 from api.answers import refuse
 from api.house import open_house
-from api.operations import Operation, Path, Routes
-from engine.refusals import NotFound
+from api.operations import Face, Operation, Routes
 from engine.settings import Settings
 
 EXPOSED_HEADERS = ["ETag", "Location", "Retry-After", "Idempotent-Replayed", "RateLimit"]
@@ -51,40 +48,33 @@ def operations() -> list[Operation]:
     return [operation for domain in DOMAINS for operation in domain.operations]
 
 
-def create_app(settings: Settings) -> Litestar:
-    """Make the application; it opens its stores when it starts, and closes them after its last answer."""
-    every = operations()
-    described = openapi.document_of(every, version=version("lastseat"))
-    docs_routes = docs.routes_of(described)
-    paths: dict[str, list[Operation]] = defaultdict(list)
-    for operation in (*every, *docs_routes.operations):
-        paths[operation.path].append(operation)
+def create_app(settings: Settings, more: Sequence[Routes] = ()) -> Litestar:
+    """Make the application; it opens its stores when it starts, and closes them after its last answer.
+
+    `more` are routes beside ours, which share the house: the benchmarks measure against such.
+    """
+    every = [*operations(), *[operation for domain in more for operation in domain.operations]]
+    face = Face([*every, *docs.operations(openapi.document_of(every, version=version("lastseat")))])
 
     @asynccontextmanager
-    async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        async with open_house(settings) as house:
-            app.state.house = house
+    async def lifespan(_app: Litestar) -> AsyncIterator[None]:
+        async with open_house(settings) as face.house:
             yield
 
     return Litestar(
-        route_handlers=[_handler(path, of_path) for path, of_path in paths.items()],
+        route_handlers=[asgi("/", is_mount=True, copy_scope=False)(face)],
         lifespan=[lifespan],
-        exception_handlers={HTTPException: _unrouted},
+        state=State({"face": face}),
+        exception_handlers={HTTPException: _unserved},
         cors_config=_cors(settings.cors_origins),
         openapi_config=None,
         logging_config=None,
     )
 
 
-def _handler(path: str, of_path: Sequence[Operation]) -> ASGIRouteHandler:
-    return asgi(path.replace("}", ":str}"), copy_scope=False)(Path(path, of_path))
-
-
-def _unrouted(_request: Request[Any, Any, Any], fault: HTTPException) -> Response[bytes]:
-    """Answer what no path of ours answered."""
-    refusal = NotFound() if fault.status_code == 404 else problems.invalid("", fault.detail).refusal
-    given = refuse(refusal, 0)
-    metrics.observe("other", "unknown", given.status, 0.0)
+def _unserved(_request: Request[Any, Any, Any], fault: HTTPException) -> Response[bytes]:
+    """Answer what the framework itself refuses, such as a Host that can be none."""
+    given = refuse(problems.invalid("", fault.detail).refusal, 0)
     return Response(given.content, status_code=given.status, media_type=given.media_type.decode())
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 
 from api.answers import Answer, encode
-from api.operations import Request, Routes
+from api.operations import Operation, Request, Routes
 
 PAGE = Template((Path(__file__).parent / "docs.html").read_text(encoding="utf-8"))
 
 
-def routes_of(document: dict[str, Any]) -> Routes:
+def operations(document: dict[str, Any]) -> list[Operation]:
     """Serve a document and its page; both are written once."""
     routes = Routes("Documentation")
     written = encode(document)
@@ -30,7 +30,7 @@ def routes_of(document: dict[str, Any]) -> Routes:
         """The OpenAPI document as a page."""
         return Answer(page, media_type=b"text/html; charset=utf-8")
 
-    return routes
+    return routes.operations
 
 
 def write_page(document: dict[str, Any]) -> str:

@@ -181,7 +181,6 @@ PROBLEMS: dict[type[Reply], Problem] = {
     MethodNotAllowed: Problem(405),
     accounts.EmailTaken: Problem(409),
     LimitReached: Problem(409),
-    seats.LimitReached: Problem(409),
     seats.SeatTaken: Problem(409, _taken),
     seats.SaleNotOpen: Problem(409, _opening),
     seats.SaleClosed: Problem(409),

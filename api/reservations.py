@@ -16,14 +16,13 @@ from api.pages import Listed, Number, Page, Place, moment_of, page_of, place_of
 from api.problems import CancellationClosed, Refused
 from api.waiting_room import QUEUE_TOKEN, place_in_line
 from engine import ids, reservations, seats
-from engine.refusals import Busy, IdempotencyKeyReused, NotFound, SlowDown
+from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SlowDown
 from engine.reservations import Reservation, Ticket
 from engine.sales import Sale
 from engine.seats import (
     SEATS_MAX,
     ExtensionSpent,
     HoldEnded,
-    LimitReached,
     PaymentRunning,
     SaleClosed,
     SaleNotOpen,

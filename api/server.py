@@ -25,8 +25,11 @@ CONNECTIONS_MAX = 16_384
 STOPS_WITHIN_S = 15
 
 
-def serve(settings: Settings) -> None:
-    """Prepare the stores, then serve until SIGTERM or SIGINT; requests under way are finished first."""
+def serve(settings: Settings, target: str = "api.server:application") -> None:
+    """Prepare the stores, then serve until SIGTERM or SIGINT; requests under way are finished first.
+
+    `target` is the factory of the application that each process runs.
+    """
     with embedded.provide(settings) as known, tempfile.TemporaryDirectory(prefix="lastseat-metrics-") as counted:
         key = asyncio.run(prepare(known))
         if key is not None:
@@ -34,7 +37,7 @@ def serve(settings: Settings) -> None:
         # The processes read their settings as this one did; the library of metrics reads its own variable.
         os.environ.update(known.to_environment(), PROMETHEUS_MULTIPROC_DIR=counted)
         Granian(
-            "api.server:application",
+            target,
             address=known.host,
             port=known.port,
             interface=Interfaces.ASGI,

@@ -356,7 +356,7 @@ class Till:
             Authorisation(
                 payment_id=payment_id,
                 fingerprint=fingerprint,
-                holding=_holding(sale, reservation_id, user_id, paying),
+                holding=holding_of(sale, reservation_id, user_id, paying),
                 pay_deadline_ms=paying.pay_deadline_ms,
             )
         )
@@ -435,7 +435,8 @@ class Till:
                 return refusal
 
 
-def _holding(sale: Sale, reservation_id: str, user_id: str, paying: seats.Paying) -> Holding:
+def holding_of(sale: Sale, reservation_id: str, user_id: str, paying: seats.Paying) -> Holding:
+    """What transaction A needs to know of a hold that is PAYING."""
     return Holding(
         reservation_id=reservation_id,
         sale_id=sale.sale_id,

@@ -83,12 +83,14 @@ class Configured(Reply, frozen=True):
 
 
 class Checkpoint(Reply, frozen=True):
-    """Where the line of a sale stands, and which version of its terms the store has."""
+    """Where the line of a sale stands, which version of its terms the store has, and how far Postgres is behind it."""
 
     version: int
     serving: int
     queue_no: int
     queue_no_ceiling: int
+    outbox_behind: int
+    journal_behind: int
 
 
 CHECKPOINT = Script("sales/checkpoint", SaleKeys, Checkpoint | SaleUnknown | StaleEpoch | SaleRebuilding)

@@ -518,7 +518,7 @@ class _Watched:
         self.steps: deque[tuple[int, dict[str, str]]] = deque()
 
     def advance(self, newer: SeatMap) -> None:
-        """Take a newer map, and remember how it differs while that is shorter than the map itself."""
+        """Take a newer map, and remember how it differs while that is shorter than the map, or short."""
         older, self.map = self.map, newer
         if older is None or _epoch_of(older.version) != _epoch_of(newer.version):
             self.steps.clear()
@@ -527,7 +527,7 @@ class _Watched:
             changed = {seat_no: status for seat_no, status in after.items() if before.get(seat_no) != status}
             changed |= dict.fromkeys(before.keys() - after.keys(), "FREE")
             self.steps.append((older.read_until, changed))
-            while len(self.steps) > 1 and sum(len(step) for _, step in self.steps) > len(after):
+            while sum(len(step) for _, step in self.steps) > max(len(after), 256):
                 self.steps.popleft()
 
     def changes(self, since: int) -> Changes | None:

@@ -9,13 +9,18 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from engine import ids, rebuild, seats, waiting_room
-from engine.sales import Sale, stored_terms
-from engine.stores import embedded, outbox
-from engine.stores.connections import open_redis
+import asyncpg
+
+from engine import accounts, catalogue, ids, payments, rebuild, seats, settlement, waiting_room
+from engine.sales import Sale, SaleBook, Terms, stored_terms
+from engine.settings import Settings
+from engine.stores import embedded, migrations, outbox
+from engine.stores.coalesce import Coalescer
+from engine.stores.connections import Stores, open_redis, open_stores
 from engine.stores.scripts import Gate
 from loadtests import ceiling
 from loadtests.results import Row, ratio_row
@@ -170,7 +175,9 @@ async def line() -> list[Row]:
             await _drained(gate, large)
         after = (await gate.redis.info("memory"))["used_memory"]
         rows.append(
-            Row("bytes_per_waiter", value=(after - before) / LINE, unit="bytes", against=f"{LINE:,} joined", at_most=250)
+            Row(
+                "bytes_per_waiter", value=(after - before) / LINE, unit="bytes", against=f"{LINE:,} joined", at_most=250
+            )
         )
         for at in range(ROUNDS):
             joins_large.append(await _join(gate, large, LINE + at * SAMPLE, SAMPLE))
@@ -194,3 +201,92 @@ async def line() -> list[Row]:
                 )
             )
     return rows
+
+
+# Persisting -----------------------------------------------------------------------------------------------------------
+
+FACTS = 10_000
+
+
+async def persist() -> Row:
+    """Confirmed reservations that one writer brings to Postgres in a second: the outbox is full when it starts."""
+    rates = []
+    with tempfile.TemporaryDirectory(prefix="lastseat-bench-") as folder:
+        async with open_stores(Settings(data_dir=folder)) as stores:
+            connection = await asyncpg.connect(stores.settings.postgres_url)
+            await migrations.migrate(connection)
+            await connection.close()
+            for _ in range(ROUNDS):
+                sale = await _sold_out(stores, FACTS)
+                taken = await outbox.take_ownership(stores.postgres, "bench", sale_ids=[sale.sale_id])
+                generation = taken[sale.sale_id]
+                reader = outbox.Reader(
+                    stores.gate, stores.postgres, sale.keys, "outbox", generation, settlement.handler(sale)
+                )
+                begun, drained = time.perf_counter(), 0
+                while count := await reader.drain():
+                    drained += count
+                rates.append(drained / (time.perf_counter() - begun))
+                if drained != FACTS:
+                    raise RuntimeError(f"{drained} of {FACTS} facts were drained")
+    return Row(
+        "persist_per_s",
+        value=statistics.median(rates),
+        unit="reservations/s",
+        against="1 writer, batches of 500, synchronous commit, nothing else running",
+    )
+
+
+async def _sold_out(stores: Stores, count: int) -> Sale:
+    """A sale of which every seat was just paid and confirmed in Redis, and nothing yet in Postgres but the payments."""
+    sale_id = await make_hall(stores.postgres, count)
+    await rebuild.ensure_open(stores, sale_id)
+    opened = await SaleBook(stores.postgres).find(sale_id)
+    if opened is None:
+        raise LookupError(f"sale {sale_id} was not opened")
+    buyers = [ids.random_id() for _ in range(count)]
+    await accounts.create_many(stores.postgres, user_ids=buyers, fingerprint="bench")
+    await stores.postgres.execute("UPDATE balances SET amount = 1000000")
+    authorise: Coalescer[payments.Authorisation, payments.Payment] = Coalescer(
+        lambda requests: payments.authorise(stores.postgres, requests), most=payments.BATCH_MAX
+    )
+
+    async def buy(n: int) -> None:
+        hold_id, payment_id = ids.derive_in(opened.sale_id, str(n)), ids.random_id()
+        await seats.hold(
+            stores.gate, opened, hold_id=hold_id, buyer_id=buyers[n], fingerprint="f", seat_nos=(f"A-1-{n + 1}",)
+        )
+        paying = await seats.pay(stores.gate, opened, hold_id=hold_id, buyer_id=buyers[n], payment_id=payment_id)
+        if not isinstance(paying, seats.Paying):
+            raise TypeError(f"a payment was answered {paying}")
+        request = payments.Authorisation(
+            payment_id=payment_id,
+            fingerprint="f",
+            holding=payments.holding_of(opened, hold_id, buyers[n], paying),
+            pay_deadline_ms=paying.pay_deadline_ms,
+        )
+        await authorise.submit(request)
+        await seats.confirm(stores.gate, opened, hold_id=hold_id, fence=paying.fence, payment_id=payment_id)
+
+    await spread(count, buy)
+    return opened
+
+
+async def make_hall(postgres: asyncpg.Pool, count: int) -> str:
+    """Write the rows of a concert with seats A-1-1 to A-1-<count>; returns its sale's id."""
+    concert_id = ids.random_id()
+    await catalogue.create_concert(postgres, concert_id=concert_id, poster=catalogue.Poster(title="Bench"))
+    made = await catalogue.create_schedule(
+        postgres,
+        schedule_id=ids.random_id(),
+        concert_id=concert_id,
+        start_at=datetime(2030, 1, 1, tzinfo=UTC),
+        terms=Terms(name="Bench"),
+        seats=[
+            catalogue.Seat(section="A", row="1", number=n, category="STANDARD", price=5000) for n in range(1, count + 1)
+        ],
+        fingerprint=concert_id,
+    )
+    if not isinstance(made, tuple):
+        raise TypeError(f"a schedule was answered {made}")
+    return made[0].sale_id

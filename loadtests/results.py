@@ -55,12 +55,16 @@ def machine() -> str:
     if cpuinfo.exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else ""
-    return f"{os.cpu_count()} cores {model}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    return (
+        f"{os.cpu_count()} cores {model}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    )
 
 
 def print_table(rows: Sequence[Row], notes: Sequence[str]) -> None:
     """Print the rows as a person reads them; what falls short says so."""
-    table = Table(title="Lastseat, measured in one run", caption=machine(), title_justify="left", caption_justify="left")
+    table = Table(
+        title="Lastseat, measured in one run", caption=machine(), title_justify="left", caption_justify="left"
+    )
     for name in ("row", "value", "ratio", "wanted", "against"):
         table.add_column(name, justify="left" if name in {"row", "against"} else "right")
     for row in rows:

@@ -139,7 +139,7 @@ WITH wanted AS (
     AND ended_at > now() - make_interval(secs => $2)
 )
 SELECT
-  reservation_id AS hold_id,
+  reservations.reservation_id AS hold_id,
   CASE
     WHEN reservations.status = 'CONFIRMED' THEN 'SOLD'
     WHEN reservations.status = 'CANCELLED' THEN 'ENDED'
@@ -159,8 +159,8 @@ SELECT
   lines.seat_nos,
   lines.prices,
   coalesce(over.payment_ids, '{}') AS ended_payment_ids,
-  floor(extract(epoch FROM coalesce(ended_at, confirmed_at)) * 1000)::bigint AS ended_at_ms,
-  reservations.status <> 'CONFIRMED' OR confirmed_at > now() - make_interval(secs => $2) AS remembered
+  floor(extract(epoch FROM coalesce(reservations.ended_at, reservations.confirmed_at)) * 1000)::bigint AS ended_at_ms,
+  reservations.status <> 'CONFIRMED' OR reservations.confirmed_at > now() - make_interval(secs => $2) AS remembered
 FROM wanted
 JOIN reservations USING (reservation_id)
 LEFT JOIN payments AS live
@@ -181,7 +181,7 @@ LEFT JOIN LATERAL (
   WHERE over.reservation_id = reservations.reservation_id
     AND over.status IN ('FAILED', 'VOIDED')
 ) AS over ON true
-ORDER BY reservations.created_at, reservation_id;
+ORDER BY reservations.created_at, reservations.reservation_id;
 
 -- name: list_ended_tokens
 -- Numbers of the line after this one that ended within the last hour.

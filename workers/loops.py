@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import asyncpg
 from redis.exceptions import RedisError
 
 from engine.stores.connections import StoreUnavailable
@@ -17,8 +18,16 @@ from workers import metrics
 
 logger = logging.getLogger(__name__)
 
-# What ends the service of a sale rather than one pass of one loop.
-VERDICTS = (Divergence, OwnershipLost)
+
+class Reopen(Exception):
+    """A sale's row says that another copy counts, or that none does: what serves it begins anew."""
+
+
+# What ends the service of a sale rather than one pass of one loop, the most final first.
+VERDICTS = (OwnershipLost, Divergence, Reopen)
+# A store that cannot be reached, or does not answer.
+AWAY = (StoreUnavailable, RedisError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+
 PAUSE_MAX_S = 10.0
 # How long a pass may go on after its loop was stopped.
 FINISH_WITHIN_S = 10.0
@@ -26,24 +35,42 @@ FINISH_WITHIN_S = 10.0
 R = TypeVar("R")
 
 
-async def every(seconds: float, work: Callable[[], Coroutine[Any, Any, object]], *, name: str) -> None:
-    """Do `work` for ever with this pause after each pass, or none while it answers True: there is more.
+class Attempts:
+    """Passes of one kind of work: what fails is logged, counted, and followed by a growing pause."""
 
-    Raises what `VERDICTS` names.
-    """
-    failures = 0
-    while True:
+    def __init__(self, name: str, pause_s: float = 0.1) -> None:
+        self._name = name
+        self._pause_s = pause_s
+        self._failures = 0
+
+    async def make(self, work: Coroutine[Any, Any, R]) -> R | None:
+        """Await one pass; None, after the pause, when it failed. Raises what `VERDICTS` names."""
         try:
-            more = await finish(work())
-            failures = 0
-            pause = 0.0 if more is True else seconds
+            result = await work
         except VERDICTS:
             raise
-        except Exception as fault:
-            failures += 1
-            report(name, fault)
-            pause = backoff(seconds, failures)
-        await asyncio.sleep(pause)
+        except Exception as fault:  # noqa: BLE001 - the outermost loop: one broken sale must not stop the others
+            self._failures += 1
+            report(self._name, fault)
+            await asyncio.sleep(min(PAUSE_MAX_S, self._pause_s * 2 ** min(self._failures, 10)))
+            return None
+        self._failures = 0
+        return result
+
+
+async def every(
+    seconds: float, work: Callable[[], Coroutine[Any, Any, object]], *, name: str, offset: float = 0.0
+) -> None:
+    """Do `work` for ever with this pause after each pass, or none while it answers True: there is more.
+
+    The first pass waits for `offset` of a pause, so that the loops of many sales do not all run in one moment. Raises
+    what `VERDICTS` names.
+    """
+    await asyncio.sleep(seconds * offset)
+    attempts = Attempts(name)
+    while True:
+        more = await attempts.make(finish(work()))
+        await asyncio.sleep(0.0 if more is True else seconds)
 
 
 async def finish(work: Coroutine[Any, Any, R]) -> R:
@@ -54,18 +81,12 @@ async def finish(work: Coroutine[Any, Any, R]) -> R:
     except asyncio.CancelledError:
         await asyncio.wait([task], timeout=FINISH_WITHIN_S)
         task.cancel()
-        # Nobody is left to hear of a fault in it; it was this pass's last.
+        # Nobody is left to hear of a fault in it: it was the last pass.
         await asyncio.gather(task, return_exceptions=True)
         raise
-
-
-def backoff(seconds: float, failures: int) -> float:
-    """How long to wait after so many failures in a row."""
-    return float(min(PAUSE_MAX_S, max(seconds, 0.05) * 2 ** min(failures, 10)))
 
 
 def report(name: str, fault: Exception) -> None:
     """Log and count a pass that failed; a store that is away needs no stack."""
     metrics.FAULTS.labels(name).inc()
-    away = isinstance(fault, StoreUnavailable | RedisError | OSError | TimeoutError)
-    logger.warning("%s: %s: %s", name, type(fault).__name__, fault, exc_info=None if away else fault)
+    logger.warning("%s: %s: %s", name, type(fault).__name__, fault, exc_info=None if isinstance(fault, AWAY) else fault)

@@ -67,19 +67,10 @@ async def drain(stores: Stores, doorbell: Doorbell, sale: Sale, stream: Stream, 
             metrics.DRAIN_SECONDS.labels(stream).observe(loop.time() - began_at)
         return count > 0
 
-    failures = 0
+    attempts = loops.Attempts(f"drain_{stream}")
     while True:
-        try:
-            more = await loops.finish(apply_batch())
-            failures = 0
-        except loops.VERDICTS:
-            raise
-        except Exception as fault:
-            failures += 1
-            loops.report(f"drain_{stream}", fault)
-            await asyncio.sleep(loops.backoff(0, failures))
-            continue
-        if not more and reader.watermark is not None:
+        more = await attempts.make(loops.finish(apply_batch()))
+        if more is False and reader.watermark is not None:
             await doorbell.wait(getattr(sale.keys, stream), reader.watermark.entry_id)
             if stream == "journal":
                 await asyncio.sleep(JOURNAL_LINGER_S)

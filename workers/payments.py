@@ -8,8 +8,9 @@ from workers import metrics
 RECONCILE_EVERY_S = 2.0
 
 
-async def reconcile(stores: Stores, sale: Sale) -> None:
+async def reconcile(stores: Stores, sale: Sale) -> bool:
     """Confirm, void, abandon or restore what stands still in a sale."""
     done = await payments.reconcile(stores.gate, stores.postgres, sale)
     for step in ("confirmed", "ended", "abandoned", "restored"):
         metrics.RECONCILED.labels(step).inc(getattr(done, step))
+    return False

@@ -1,20 +1,24 @@
 """Shifts: workers share the sales out among themselves by rows in Postgres, and each serves those that it owns.
 
 A worker takes sales that nobody owns, says every few seconds that it is still there, and gives back what exceeds its
-share when another worker comes. Of a worker that dies the leases run out; of one that is stopped and wakes up later, the
-generation is over, and whatever it tries to write is refused.
+share when another worker comes. Of a worker that dies the leases run out. One that was stopped and wakes up has an old
+generation, and whatever it tries to write is refused.
 """
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
 
 from engine import rebuild, sales, shifts
-from engine.sales import Sale, SaleBook
+from engine.sales import Checkpoint, Sale, SaleBook
 from engine.stores import outbox
 from engine.stores.connections import Stores
 from engine.stores.outbox import STREAMS, Divergence, OwnershipLost
+from engine.stores.replies import word_of
 from workers import loops, metrics, payments, seats, waiting_room
+from workers.loops import Reopen
 from workers.outbox import Doorbell, drain
 
 logger = logging.getLogger(__name__)
@@ -23,9 +27,7 @@ TAKE_EVERY_S = 0.25
 RENEW_EVERY_S = outbox.LEASE_S / 5
 INSPECT_EVERY_S = 1.0
 
-
-class Reopen(Exception):
-    """The sale's row says that it is to be rebuilt, or was: what serves it now begins anew."""
+Tick = Callable[[Stores, Sale], Coroutine[Any, Any, bool]]
 
 
 class Shift:
@@ -33,7 +35,7 @@ class Shift:
 
     Args:
         stores: both stores.
-        worker: the name under which it owns sales, unlike that of any other process.
+        worker: the name under which it owns sales; no other process has it.
     """
 
     def __init__(self, stores: Stores, worker: str) -> None:
@@ -47,24 +49,25 @@ class Shift:
 
     async def run(self) -> None:
         """Work until cancelled; then finish what was begun, and give every sale back at once."""
-        await self._report()
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(loops.every(TAKE_EVERY_S, self._take, name="take"))
                 tasks.create_task(loops.every(RENEW_EVERY_S, self._renew, name="renew"))
+                tasks.create_task(loops.every(TAKE_EVERY_S, self._take, name="take"))
                 tasks.create_task(loops.every(INSPECT_EVERY_S, self._book.refresh, name="refresh"))
         finally:
             await self._stop(list(self._services))
-            await outbox.give_back_ownership(self._stores.postgres, self._worker, self._owned)
-            await shifts.leave(self._stores.postgres, self._worker)
+            try:
+                await outbox.give_back_ownership(self._stores.postgres, self._worker, self._owned)
+                await shifts.leave(self._stores.postgres, self._worker)
+            except loops.AWAY as fault:
+                logger.warning("%s left without a word, its leases run out: %s", self._worker, fault)
             await self._doorbell.close()
 
     async def _take(self) -> None:
-        """Take sales up to a fair share, and serve those that nobody here serves."""
-        room = self._share - len(self._owned)
-        if room > 0:
-            taken = await outbox.take_ownership(self._stores.postgres, self._worker, most=room)
-            self._owned |= taken
+        """Take sales up to a fair share, and serve all that are owned."""
+        wanted = self._share - len(self._owned)
+        if wanted > 0:
+            self._owned |= await outbox.take_ownership(self._stores.postgres, self._worker, most=wanted)
         for sale_id, generation in self._owned.items():
             service = self._services.get(sale_id)
             if service is None or service.done():
@@ -72,27 +75,25 @@ class Shift:
         metrics.OWNED.set(len(self._owned))
 
     async def _renew(self) -> None:
-        """Go on owning, drop what was lost, give back what is above the share."""
+        """Go on owning, drop what was lost, and give back what is above a fair share."""
         held = dict(self._owned)
         kept = await outbox.renew_ownership(self._stores.postgres, self._worker, held)
         lost = [sale_id for sale_id in held if sale_id not in kept]
         if lost:
-            logger.warning("%s owns %d sales no more", self._worker, len(lost))
-        await self._drop(lost)
-        await self._report()
-        surplus = {sale_id: self._owned[sale_id] for sale_id in list(self._owned)[self._share :]}
-        await self._drop(surplus)
-        await outbox.give_back_ownership(self._stores.postgres, self._worker, surplus)
-
-    async def _report(self) -> None:
+            logger.warning("%s lost the ownership of %d sales", self._worker, len(lost))
+            await self._drop(lost)
         self._share = await shifts.report(self._stores.postgres, self._worker, len(self._owned))
+        surplus = dict(list(self._owned.items())[self._share :])
+        if surplus:
+            await self._drop(list(surplus))
+            await outbox.give_back_ownership(self._stores.postgres, self._worker, surplus)
 
-    async def _drop(self, sale_ids: Iterable[str]) -> None:
+    async def _drop(self, sale_ids: Sequence[str]) -> None:
         for sale_id in sale_ids:
             self._owned.pop(sale_id, None)
         await self._stop(sale_ids)
 
-    async def _stop(self, sale_ids: Iterable[str]) -> None:
+    async def _stop(self, sale_ids: Sequence[str]) -> None:
         services = [self._services.pop(sale_id) for sale_id in sale_ids if sale_id in self._services]
         for service in services:
             service.cancel()
@@ -101,13 +102,85 @@ class Shift:
     # One sale ---------------------------------------------------------------------------------------------------------
 
     async def _serve(self, sale_id: str, generation: int) -> None:
-        """Serve one sale for as long as it is owned, rebuilding it whenever that is due."""
-        failures = 0
+        """Serve one sale for as long as it is owned, and rebuild it whenever that is due."""
+        attempts = loops.Attempts("serve")
         while True:
             try:
-                sale = await self._open(sale_id, generation)
-                await self._serve_copy(sale, generation)
-            except* Reopen:
-                failures = 0
-            except* OwnershipLost as lost:
-                ...
+                await attempts.make(self._serve_copy(sale_id, generation))
+            except Reopen as reopen:
+                logger.info("sale %s: %s", sale_id, reopen)
+            except OwnershipLost as lost:
+                logger.warning("%s", lost)
+                # Renewing says whether it is lost for good; if it is not, it is served again.
+                await asyncio.sleep(INSPECT_EVERY_S)
+                return
+
+    async def _open(self, sale_id: str, generation: int) -> Sale:
+        """The open copy of a sale, after a rebuild where its row asks for one."""
+        sale = await self._book.read(sale_id)
+        if sale is not None and sale.store_state == "open":
+            return sale
+        began_at = asyncio.get_running_loop().time()
+        try:
+            sale = await loops.finish(rebuild.rebuild(self._stores, sale_id, generation))
+        except BaseException:
+            metrics.REBUILDS.labels("failed").inc()
+            raise
+        metrics.REBUILDS.labels("opened").inc()
+        metrics.REBUILD_SECONDS.observe(asyncio.get_running_loop().time() - began_at)
+        return await self._book.read(sale_id) or sale
+
+    async def _serve_copy(self, sale_id: str, generation: int) -> None:
+        """Do everything for one copy of a sale side by side; it ends by raising OwnershipLost or Reopen."""
+        sale = await self._open(sale_id, generation)
+        offset = int(sale.sale_id[:4], 16) / 0x10000
+        ticks: tuple[tuple[float, str, Tick], ...] = (
+            (INSPECT_EVERY_S, "inspect", inspect),
+            (seats.SWEEP_EVERY_S, "sweep", seats.sweep),
+            (waiting_room.ADMIT_EVERY_S, "admit", waiting_room.admit),
+            (payments.RECONCILE_EVERY_S, "reconcile", payments.reconcile),
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for stream in STREAMS:
+                    tasks.create_task(drain(self._stores, self._doorbell, sale, stream, generation))
+                for seconds, name, tick in ticks:
+                    tasks.create_task(loops.every(seconds, partial(self._tick, tick, sale), name=name, offset=offset))
+        except ExceptionGroup as group:
+            fault = min(group.exceptions, key=_finality)
+            if isinstance(fault, Divergence):
+                await outbox.freeze(self._stores.postgres, sale.sale_id, sale.epoch, str(fault))
+                metrics.FREEZES.inc()
+                raise Reopen(f"frozen: {fault}") from group
+            raise fault from group
+        finally:
+            metrics.forget_behind(sale.sale_id)
+
+    async def _tick(self, tick: Tick, sale: Sale) -> bool:
+        """One pass with the sale's terms as they stand now."""
+        return await tick(self._stores, await self._book.find(sale.sale_id) or sale)
+
+
+async def inspect(stores: Stores, sale: Sale) -> bool:
+    """Compare what Redis and Postgres say of a sale, and remember where its line stands.
+
+    Raises Divergence when they disagree, Reopen when the row says that another copy counts or none.
+    """
+    row = await sale.book.read(sale.sale_id) if sale.book else None
+    if row is None or row.store_state != "open" or row.epoch != sale.epoch:
+        raise Reopen("its row was changed")
+    wrong = await outbox.inspect(stores.gate, stores.postgres, sale.keys, sale.epoch)
+    if wrong:
+        raise Divergence(wrong)
+    reply = await sales.checkpoint(stores, sale)
+    if not isinstance(reply, Checkpoint):
+        raise Divergence(f"the store answers {word_of(type(reply))}")
+    if reply.version < row.version:
+        await sales.send_terms(stores.gate, row)
+    metrics.keep_behind(sale.sale_id, outbox=reply.outbox_behind, journal=reply.journal_behind)
+    return False
+
+
+def _finality(fault: Exception) -> int:
+    """The most final of several verdicts comes first, and a fault that is none of them before all."""
+    return loops.VERDICTS.index(type(fault)) if type(fault) in loops.VERDICTS else -1

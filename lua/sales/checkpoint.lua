@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Where the line stands, for Postgres to remember; and how far Postgres lets its numbers go.
+-- Where the line stands, for Postgres to remember, how far Postgres lets its numbers go, and how far Postgres is behind.
 --
 -- USES
 --   sale
@@ -9,7 +9,7 @@
 --   epoch
 --   queue_no_ceiling
 -- RETURNS
---   checkpoint              version serving queue_no queue_no_ceiling
+--   checkpoint              version serving queue_no queue_no_ceiling outbox_behind journal_behind
 --   sale_unknown
 --   stale_epoch             epoch
 --   sale_rebuilding
@@ -26,4 +26,7 @@ if refusal then return refusal end
 if queue_no_ceiling > term("queue_no_ceiling") then
   set_term("queue_no_ceiling", queue_no_ceiling)
 end
-return { "checkpoint", term("version"), term("serving"), term("queue_no"), term("queue_no_ceiling") }
+return {
+  "checkpoint", term("version"), term("serving"), term("queue_no"), term("queue_no_ceiling"),
+  term("outbox_n") - term("outbox_persisted_n"), term("journal_n") - term("journal_persisted_n"),
+}

@@ -46,7 +46,7 @@ async def house(settings: Settings) -> AsyncIterator[House]:
 def app(settings: Settings, house: House) -> Litestar:
     """The application, as it is once it has started."""
     app = create_app(settings)
-    app.state.house = house
+    app.state.face.house = house
     return app
 
 

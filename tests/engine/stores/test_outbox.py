@@ -1,9 +1,12 @@
 """The outbox: entries of a stream become rows in order, each once, and anything else is noticed."""
 
 import asyncio
+import itertools
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -34,7 +37,8 @@ KEYS = SaleKeys(SALE_ID)
 async def sale(postgres: asyncpg.Pool) -> None:
     """A sale that is open in epoch 1, with nothing applied."""
     await postgres.execute(
-        "INSERT INTO sales (sale_id, kind, name, epoch, store_state) VALUES ($1, 'seats', 'One night', 1, 'open')", SALE_ID
+        "INSERT INTO sales (sale_id, kind, name, epoch, store_state) VALUES ($1, 'seats', 'One night', 1, 'open')",
+        SALE_ID,
     )
     await postgres.execute(
         "INSERT INTO stream_watermarks (sale_id, stream, epoch, n, entry_id) "
@@ -153,9 +157,7 @@ async def test_a_batch_is_bounded_and_the_next_goes_on(
     assert await ranges(postgres, stream) == [(1, most), (most + 1, most + 1)]
 
 
-async def test_a_second_reader_of_the_same_generation_applies_nothing_twice(
-    gate: Gate, postgres: asyncpg.Pool
-) -> None:
+async def test_a_second_reader_of_the_same_generation_applies_nothing_twice(gate: Gate, postgres: asyncpg.Pool) -> None:
     writer = Writer(gate.redis)
     generation = await own(postgres)
     one, other = [await open_reader(gate, postgres, generation=generation) for _ in range(2)]
@@ -235,7 +237,7 @@ async def test_an_entry_that_postgres_refuses_is_dead_lettered_and_the_rest_flow
     applied = await ranges(postgres)
     assert applied[0][0] == 1
     assert applied[-1][1] == 20
-    assert all(before[1] + 1 == after[0] for before, after in zip(applied, applied[1:], strict=False))
+    assert all(before[1] + 1 == after[0] for before, after in itertools.pairwise(applied))
 
 
 async def test_what_an_entry_leaves_when_it_is_buried_is_in_the_letters_transaction(
@@ -293,9 +295,7 @@ async def test_an_entry_with_an_id_that_is_none_is_dead_lettered(gate: Gate, pos
 
 
 @pytest.mark.parametrize("code", ["40P01", "40001"])
-async def test_a_transaction_that_was_crossed_is_repeated_whole(
-    gate: Gate, postgres: asyncpg.Pool, code: str
-) -> None:
+async def test_a_transaction_that_was_crossed_is_repeated_whole(gate: Gate, postgres: asyncpg.Pool, code: str) -> None:
     attempts: list[int] = []
 
     async def apply(connection: Connection, entries: Sequence[Entry]) -> None:
@@ -331,39 +331,289 @@ async def test_a_connection_that_is_killed_in_the_middle_is_repeated_whole(gate:
 
 
 @asynccontextmanager
-async def losing_answers(postgres_url: str, *, after: bytes) -> AsyncIterator[tuple[asyncpg.Pool, list[bytes]]]:
-    """A pool whose connection dies once: `after` reaches Postgres and is carried out, and its answer is lost."""
+async def losing_one_answer(postgres_url: str, *, to: bytes) -> AsyncIterator[asyncpg.Pool]:
+    """A pool over a wire that breaks once: Postgres carries out a statement with `to` in it, and nobody hears of it."""
+    address = urlsplit(postgres_url)
+    place = parse_qs(address.query)
+    name = f".s.PGSQL.{place['port'][0]}"
+    upstream = f"{place['host'][0]}/{name}"
     lost: list[bytes] = []
-    parameters = asyncpg.connect_utils._parse_connect_arguments  # noqa: F841 - the address is split below
-    socket = _socket_of(postgres_url)
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_unix_connection(socket)
+    async def serve(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        server, to_server = await asyncio.open_unix_connection(upstream)
+        breaks = asyncio.Event()
 
-        async def back() -> None:
-            while block := await up_reader.read(65536):
-                if lost and lost[-1] is not None and writer.is_closing():
+        async def ask() -> None:
+            while block := await client.read(65536):
+                if to in block and not lost:
+                    lost.append(block)
+                    breaks.set()
+                to_server.write(block)
+
+        async def answer() -> None:
+            while block := await server.read(65536):
+                if breaks.is_set():
                     return
-                writer.write(block)
+                to_client.write(block)
 
-        answering = asyncio.create_task(back())
-        while block := await reader.read(65536):
-            if after in block and not lost:
-                answering.cancel()
-                up_writer.write(block)
-                lost.append(await up_reader.read(65536))
-                break
-            up_writer.write(block)
-        answering.cancel()
-        writer.close()
-        up_writer.close()
+        ways = [asyncio.create_task(ask()), asyncio.create_task(answer())]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+        for end in (to_client, to_server):
+            end.close()
+            await end.wait_closed()
 
-    server = await asyncio.start_unix_server(serve, path=f"{socket}.lossy")
-    async with server:
-        pool = await open_postgres(postgres_url)
-        yield pool, lost
-        await pool.close()
+    with tempfile.TemporaryDirectory(prefix="wire-") as folder:
+        async with await asyncio.start_unix_server(serve, path=f"{folder}/{name}"):
+            query = urlencode({"host": folder, "port": place["port"][0]})
+            pool = await open_postgres(urlunsplit(address._replace(query=query)))
+            yield pool
+            await pool.close()
+    assert lost, "the wire never broke"
 
 
-def _socket_of(_url: str) -> str:
-    raise NotImplementedError
+async def test_a_commit_whose_answer_was_lost_is_not_applied_again(
+    gate: Gate, postgres: asyncpg.Pool, postgres_url: str
+) -> None:
+    writer = Writer(gate.redis)
+    ids = [await writer.append() for _ in range(3)]
+    generation = await own(postgres)
+    async with losing_one_answer(postgres_url, to=b"COMMIT;") as lossy:
+        reader = await open_reader(gate, lossy, generation=generation)
+        assert await reader.drain() == 3
+    assert await noted(postgres) == ids
+    assert await ranges(postgres) == [(1, 3)]
+
+
+# Ownership ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_sale_has_one_owner_however_many_ask_at_once(postgres: asyncpg.Pool) -> None:
+    taken = await asyncio.gather(*[outbox.take_ownership(postgres, f"worker {at}") for at in range(6)])
+    assert sorted(len(sales) for sales in taken) == [0, 0, 0, 0, 0, 1]
+
+
+async def test_a_lapsed_lease_is_taken_over_by_the_next_generation(postgres: asyncpg.Pool) -> None:
+    assert await outbox.take_ownership(postgres, "first") == {SALE_ID: 1}
+    assert await outbox.take_ownership(postgres, "second") == {}
+    await lapse(postgres)
+    assert await outbox.take_ownership(postgres, "second") == {SALE_ID: 2}
+    assert await outbox.renew_ownership(postgres, "first", {SALE_ID: 1}) == {}
+    assert await outbox.renew_ownership(postgres, "second", {SALE_ID: 2}) == {SALE_ID: 2}
+
+
+async def test_an_owner_that_was_late_and_not_replaced_goes_on(postgres: asyncpg.Pool) -> None:
+    owned = await outbox.take_ownership(postgres, "first")
+    await lapse(postgres)
+    assert await outbox.renew_ownership(postgres, "first", owned) == owned
+    assert await outbox.take_ownership(postgres, "second") == {}
+
+
+async def test_what_is_given_back_is_taken_at_once(postgres: asyncpg.Pool) -> None:
+    owned = await outbox.take_ownership(postgres, "first")
+    await outbox.give_back_ownership(postgres, "second", owned)  # not its own: nothing happens
+    assert await outbox.take_ownership(postgres, "second") == {}
+    await outbox.give_back_ownership(postgres, "first", owned)
+    assert await outbox.take_ownership(postgres, "second") == {SALE_ID: 2}
+
+
+async def test_only_the_sales_named_are_taken(postgres: asyncpg.Pool) -> None:
+    assert await outbox.take_ownership(postgres, "first", sale_ids=["00" * 16]) == {}
+    assert await outbox.take_ownership(postgres, "first", sale_ids=[SALE_ID]) == {SALE_ID: 1}
+
+
+async def test_an_owner_of_an_older_generation_writes_nothing(gate: Gate, postgres: asyncpg.Pool) -> None:
+    writer = Writer(gate.redis)
+    first = await open_reader(gate, postgres)
+    assert await first.drain() == 0
+    await lapse(postgres)
+    second = await open_reader(gate, postgres, generation=await own(postgres, "second"))
+    entry_id = await writer.append()
+    with pytest.raises(OwnershipLost):
+        await first.drain()
+    assert await noted(postgres) == []
+    assert await second.drain() == 1
+    assert await noted(postgres) == [entry_id]
+    with pytest.raises(OwnershipLost):  # also when it asks again
+        await first.drain()
+
+
+async def test_a_take_over_waits_for_the_batch_under_way_and_goes_on_after_it(
+    gate: Gate, postgres: asyncpg.Pool
+) -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def apply(connection: Connection, entries: Sequence[Entry]) -> None:
+        await note(connection, entries)
+        reached.set()
+        await go_on.wait()
+
+    writer = Writer(gate.redis)
+    ids = [await writer.append() for _ in range(2)]
+    first = await open_reader(gate, postgres, handler=Handler(apply=apply, bury=bury_nothing))
+    draining = asyncio.create_task(first.drain())
+    await reached.wait()
+    await lapse(postgres)
+    taking = asyncio.create_task(outbox.take_ownership(postgres, "second"))
+    done, _ = await asyncio.wait([taking], timeout=0.2)
+    assert not done
+    go_on.set()
+    assert await draining == 2
+    second = await open_reader(gate, postgres, generation=(await taking)[SALE_ID])
+    ids.append(await writer.append())
+    assert await second.drain() == 1
+    assert await noted(postgres) == ids
+
+
+# After the commit -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_number_is_published_after_the_commit(
+    gate: Gate, redis: Redis, listener: Redis, postgres: asyncpg.Pool
+) -> None:
+    writer = Writer(redis)
+    reader = await open_reader(gate, postgres)
+    async with listener.pubsub() as channel:
+        await channel.subscribe(CHANNEL)
+        await writer.append()
+        await writer.append()
+        assert await reader.drain() == 2
+        async with asyncio.timeout(5):
+            async for message in channel.listen():
+                if message["type"] == "message":
+                    break
+    assert message["data"].decode() == f"{SALE_ID} 1 2"
+    assert await ranges(postgres) == [(1, 2)]
+
+
+@pytest.mark.parametrize("stream", ["outbox", "journal"])
+async def test_the_sale_learns_the_number_and_the_stream_keeps_the_last_applied_entry(
+    gate_any: Gate, postgres: asyncpg.Pool, stream: Stream
+) -> None:
+    redis = gate_any.redis
+    writer = Writer(redis, stream)
+    ids = [await writer.append() for _ in range(5)]
+    reader = await open_reader(gate_any, postgres, stream=stream)
+    assert await reader.drain() == 5
+    assert await redis.hget(KEYS.sale, f"{stream}_persisted_n") == b"5"
+    kept = await redis.xrange(getattr(KEYS, stream))
+    assert [entry_id.decode() for entry_id, _ in kept] == [ids[-1]]
+    ids.append(await writer.append())
+    assert await reader.drain() == 1
+    assert await noted(postgres) == ids
+
+
+async def test_an_older_persisted_number_never_replaces_a_newer_one(gate: Gate, redis: Redis) -> None:
+    writer = Writer(redis)
+    ids = [await writer.append() for _ in range(3)]
+    for n in (3, 1):
+        await outbox.PERSIST(gate, KEYS, epoch=1, name="outbox", n=n, entry_id=ids[n - 1])
+    assert await redis.hget(KEYS.sale, "outbox_persisted_n") == b"3"
+    assert await redis.xlen(KEYS.outbox) == 1
+
+
+async def test_a_store_that_dies_after_the_commit_is_no_fault_of_the_batch(gate: Gate, postgres: asyncpg.Pool) -> None:
+    writer = Writer(gate.redis)
+    reader = await open_reader(gate, postgres)
+    last = Entry(await writer.append(), 1, 1, "0-0", "noted", {})
+    elsewhere = Gate(Redis(host="127.0.0.1", port=1, socket_connect_timeout=0.2), deadline_s=0.3)
+    await outbox.announce(elsewhere, KEYS, "outbox", last)
+    assert await reader.drain() == 1
+
+
+# Head against watermark -----------------------------------------------------------------------------------------------
+
+
+async def test_a_healthy_sale_has_nothing_to_say(gate_any: Gate, postgres: asyncpg.Pool) -> None:
+    assert await outbox.inspect(gate_any, postgres, KEYS, 1) == "the store does not know the sale"
+    writer, journal = Writer(gate_any.redis), Writer(gate_any.redis, "journal")
+    for _ in range(2):
+        await writer.append()
+        await journal.append()
+    assert await outbox.inspect(gate_any, postgres, KEYS, 1) is None  # behind, and readable
+    generation = await own(postgres)
+    for stream in outbox.STREAMS:
+        await (await open_reader(gate_any, postgres, stream=stream, generation=generation)).drain()
+        assert await outbox.inspect(gate_any, postgres, KEYS, 1) is None
+
+
+async def _applied(gate: Gate, postgres: asyncpg.Pool, count: int = 3) -> Writer:
+    writer = Writer(gate.redis)
+    for _ in range(count):
+        await writer.append()
+    reader = await open_reader(gate, postgres)
+    assert await reader.drain() == count
+    return writer
+
+
+async def test_a_store_that_lost_its_last_entries_has_diverged(
+    gate: Gate, redis: Redis, postgres: asyncpg.Pool
+) -> None:
+    writer = await _applied(gate, postgres)
+    await redis.xdel(KEYS.outbox, writer.before)
+    assert await outbox.inspect(gate, postgres, KEYS, 1) is not None
+
+
+async def test_the_same_number_with_another_entry_has_diverged(
+    gate: Gate, redis: Redis, postgres: asyncpg.Pool
+) -> None:
+    writer = await _applied(gate, postgres)
+    await redis.delete(KEYS.outbox)
+    await writer.append(n=3)
+    assert await outbox.inspect(gate, postgres, KEYS, 1) is not None
+
+
+async def test_a_higher_number_with_nothing_to_read_has_diverged(
+    gate: Gate, redis: Redis, postgres: asyncpg.Pool
+) -> None:
+    """Another history whose clock ran behind: its entries come before the one that Postgres applied."""
+    await _applied(gate, postgres)
+    await redis.delete(KEYS.outbox)
+    for n in range(1, 6):
+        await redis.xadd(KEYS.outbox, {"epoch": 1, "n": n, "before": f"{n - 1}-0", "kind": "noted"}, id=f"{n}-0")
+    await redis.hset(KEYS.sale, "outbox_n", "5")
+    assert await outbox.inspect(gate, postgres, KEYS, 1) is not None
+
+
+async def test_a_number_without_its_entry_has_diverged(gate: Gate, redis: Redis, postgres: asyncpg.Pool) -> None:
+    await _applied(gate, postgres)
+    await redis.hincrby(KEYS.sale, "outbox_n", 1)  # a script failed between the two
+    assert await outbox.inspect(gate, postgres, KEYS, 1) is not None
+
+
+async def test_a_break_behind_the_watermark_has_diverged(gate: Gate, postgres: asyncpg.Pool) -> None:
+    writer = await _applied(gate, postgres)
+    await writer.append(n=5)
+    assert await outbox.inspect(gate, postgres, KEYS, 1) is not None
+
+
+async def test_another_epoch_in_the_store_has_diverged(gate: Gate, redis: Redis, postgres: asyncpg.Pool) -> None:
+    await _applied(gate, postgres)
+    await redis.hset(KEYS.sale, "epoch", "2")
+    assert await outbox.inspect(gate, postgres, KEYS, 1) is not None
+
+
+async def test_a_rebuild_under_way_is_not_divergence(gate: Gate, postgres: asyncpg.Pool) -> None:
+    await _applied(gate, postgres)
+    await postgres.execute("UPDATE stream_watermarks SET epoch = 2, n = 0, entry_id = '0-0'")
+    assert await outbox.inspect(gate, postgres, KEYS, 1) is None
+
+
+# Freezing -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_frozen_sale_says_why_and_is_frozen_once(
+    postgres: asyncpg.Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await outbox.freeze(postgres, SALE_ID, 1, "a gap")
+    assert not await outbox.freeze(postgres, SALE_ID, 1, "another")
+    row = await postgres.fetchrow("SELECT store_state, frozen_reason FROM sales")
+    assert row is not None
+    assert tuple(row) == ("frozen", "a gap")
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+async def test_a_sale_in_another_epoch_is_not_frozen(postgres: asyncpg.Pool) -> None:
+    assert not await outbox.freeze(postgres, SALE_ID, 7, "old news")
+    assert await postgres.fetchval("SELECT store_state FROM sales") == "open"

@@ -1,0 +1,60 @@
+"""`lastseat up`: stores, API and worker of one installation on this machine, in the foreground."""
+
+import asyncio
+import signal
+import time
+from types import FrameType
+
+from rich.console import Console
+
+from cli import processes
+from cli.preparing import prepare
+from cli.processes import ProcessFault
+from engine.settings import Settings, variable
+from engine.stores import embedded
+
+VERBS = ["worker", "api"]
+LOOK_EVERY_S = 0.5
+
+
+def up(settings: Settings, console: Console) -> None:
+    """Run everything until Ctrl-C, SIGTERM, or the end of one of the processes."""
+    stop_as_by_ctrl_c()
+    if not processes.wait_until_free(settings.host, settings.port):
+        raise ProcessFault(f"Port {settings.port} of {settings.host} is taken. Name another one: {variable('port')}=…")
+    with embedded.provide(settings) as known:
+        key = asyncio.run(prepare(known))
+        with processes.running(VERBS, known) as children:
+            processes.wait_until_ready(children, known)
+            address = address_of(known)
+            console.print(f"API    {address}")
+            console.print(f"Docs   {address}/docs")
+            show_key(key, console)
+            console.print("Ctrl-C stops it.")
+            try:
+                while True:
+                    time.sleep(LOOK_EVERY_S)
+                    processes.raise_if_ended(children)
+            except KeyboardInterrupt:
+                console.print("Stopping …")
+
+
+def address_of(settings: Settings) -> str:
+    """Where a browser on this machine finds the API."""
+    host = processes.reachable(settings.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+def show_key(key: str | None, console: Console) -> None:
+    """Show an admin key that was just made."""
+    if key is not None:
+        console.print(f"Admin key, shown this once: {key}", highlight=False, soft_wrap=True)
+
+
+def stop_as_by_ctrl_c() -> None:
+    """Let SIGTERM end us as Ctrl-C does: everything that we started is stopped."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)

@@ -1,0 +1,21 @@
+"""`lastseat worker`: one worker process, after the stores are prepared."""
+
+import asyncio
+import logging
+
+import uvloop
+from rich.console import Console
+
+from cli.preparing import prepare
+from cli.up import show_key
+from engine.settings import Settings
+from engine.stores import embedded
+from workers.main import run_worker
+
+
+def work(settings: Settings, console: Console) -> None:
+    """Work until SIGTERM or SIGINT; what was begun is finished."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    with embedded.provide(settings) as known:
+        show_key(asyncio.run(prepare(known)), console)
+        uvloop.run(run_worker(known))

@@ -1,0 +1,59 @@
+"""Every figure in one run on one machine: ``make bench`` prints the table and writes ``bench.json``."""
+
+import argparse
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from loadtests import bench_engine, bench_http
+from loadtests.results import Row, print_table, write
+
+Part = Callable[[], Coroutine[Any, Any, tuple[list[Row], list[str]]]]
+
+
+async def _engine() -> tuple[list[Row], list[str]]:
+    return [await bench_engine.holds(appendonly=False), await bench_engine.holds(appendonly=True)], []
+
+
+async def _line() -> tuple[list[Row], list[str]]:
+    return await bench_engine.line(), []
+
+
+async def _persist() -> tuple[list[Row], list[str]]:
+    return [await bench_engine.persist()], []
+
+
+PARTS: dict[str, Part] = {
+    "engine": _engine,
+    "http": bench_http.requests_and_polls,
+    "journeys": bench_http.whole_journeys,
+    "persist": _persist,
+    "line": _line,
+}
+
+
+def main() -> int:
+    """Run the parts that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all of them unless named")
+    parser.add_argument("--output", type=Path, default=Path("bench.json"))
+    chosen = parser.parse_args()
+    if unknown := set(chosen.parts) - PARTS.keys():
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    rows: list[Row] = []
+    notes: list[str] = []
+    for name in chosen.parts or PARTS:
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        measured, said = uvloop.run(PARTS[name]())
+        rows += measured
+        notes += said
+    print_table(rows, notes)
+    write(rows, chosen.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""A shop of its own for a load run: embedded stores in a scratch folder, API processes and a worker.
+
+The API and the worker are started by their real commands and ended by their ids; what a shop does is said over HTTP.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.settings import Settings
+from engine.stores import embedded
+from loadtests.client import Client, NoAnswer
+
+READY_WITHIN_S = 60.0
+STOPS_WITHIN_S = 30.0
+ACCOUNTS_AT_ONCE = 1000
+BALANCE = 10_000_000
+PRICE = 5000
+
+
+@dataclass
+class Shop:
+    """A running shop, and the operator's key to it."""
+
+    client: Client
+    folder: Path
+    settings: Settings
+
+    @property
+    def _key(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.settings.admin_key}"}
+
+    async def order(self, method: str, path: str, body: object = None, **headers: str) -> Any:
+        """Do something as the operator; raises RuntimeError for any answer that is not a success."""
+        named = {**self._key, "idempotency-key": secrets.token_hex(8)} | {
+            name.replace("_", "-"): value for name, value in headers.items()
+        }
+        answer = await self.client.request(method, path, headers=named, body=body)
+        if answer.status >= 300:
+            raise RuntimeError(f"{method} {path}: {answer.status} {answer.body.decode()[:300]}")
+        return answer.json()
+
+    async def make_buyers(self, count: int) -> list[str]:
+        """Make accounts with money; returns their access tokens."""
+        tokens: list[str] = []
+        for first in range(0, count, ACCOUNTS_AT_ONCE):
+            body = {"count": min(ACCOUNTS_AT_ONCE, count - first), "balance": BALANCE}
+            made = await self.order("POST", "/v1/admin/accounts", body)
+            tokens += [user["access_token"] for user in made["users"]]
+        return tokens
+
+    async def make_sale(self, seats: int, *, per_row: int = 1000) -> tuple[str, str]:
+        """Make a concert of so many seats A-<row>-<number>; returns its schedule's id and its sale's."""
+        concert = await self.order("POST", "/v1/admin/concerts", {"title": "Load"})
+        lines = ["section,row,number,category,price,accessible"]
+        lines += [f"A,{n // per_row + 1},{n % per_row + 1},STANDARD,{PRICE},false" for n in range(seats)]
+        path = f"/v1/admin/concerts/{concert['concert_id']}/schedules?start_at=2030-01-01T20:00:00Z"
+        made = await self.order("POST", path, "\n".join(lines).encode(), content_type="text/csv")
+        return made["schedule_id"], made["sale_id"]
+
+    async def open_room(self, sale_id: str, **settings: object) -> None:
+        """Open the waiting room of a sale so wide that nobody waits longer than a tick, unless told otherwise."""
+        wide: dict[str, object] = {"state": "open", "active_max": 1_000_000, "admitted_per_minute_max": 10_000_000}
+        await self.order("PATCH", f"/v1/admin/sales/{sale_id}/queue", {**wide, **settings})
+
+
+def seat_no(n: int, *, per_row: int = 1000) -> str:
+    """The name of seat n of a sale that `Shop.make_sale` made."""
+    return f"A-{n // per_row + 1}-{n % per_row + 1}"
+
+
+@asynccontextmanager
+async def shop(*, processes: int = 1, connections_max: int = 256) -> AsyncIterator[Shop]:
+    """Start a shop in a scratch folder and stop it at the end."""
+    with tempfile.TemporaryDirectory(prefix="lastseat-load-") as folder:
+        settings = Settings(
+            data_dir=f"{folder}/data",
+            port=_free_port(),
+            workers=processes,
+            admin_key=f"lsk_{secrets.token_urlsafe(24)}",
+        )
+        with embedded.provide(settings) as known:
+            environ = {**os.environ, **known.to_environment()}
+            with (
+                running([sys.executable, "-m", "loadtests.twins"], environ, Path(folder) / "api.log"),
+                running([sys.executable, "-m", "cli.main", "worker"], environ, Path(folder) / "worker.log"),
+            ):
+                async with Client("127.0.0.1", known.port, connections_max=connections_max) as client:
+                    await _wait_until_ready(client, Path(folder))
+                    yield Shop(client, Path(folder), known)
+
+
+async def _wait_until_ready(client: Client, folder: Path) -> None:
+    until = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < until:
+        with contextlib.suppress(NoAnswer):
+            if (await client.request("GET", "/health/ready")).status == 200:
+                return
+        await asyncio.sleep(0.1)
+    raise RuntimeError(f"the shop did not start:\n{(folder / 'api.log').read_text()[-2000:]}")
+
+
+@contextmanager
+def running(command: Sequence[str], environ: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a command for the length of a block."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environ, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOPS_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,269 @@
+"""A sale of a few seats in Redis, written without Postgres, and what must be true of it after every script."""
+
+import asyncio
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine import ids, seats
+from engine.sales import Sale
+from engine.stores.scripts import FOLDER, Gate
+
+PRICE = 50_000
+HOUR_MS = 3_600_000
+
+
+def _record_fields() -> list[str]:
+    """The order of a record's fields, from the one place that says it."""
+    text = (Path(FOLDER) / "shared" / "holds.lua").read_text(encoding="utf-8")
+    found = re.search(r"local FIELDS = \{(.*?)\}", text, re.DOTALL)
+    assert found
+    return re.findall(r'"(\w+)"', found.group(1))
+
+
+RECORD_FIELDS = _record_fields()
+
+TERMS: dict[str, Any] = {
+    "epoch": 1,
+    "state": "open",
+    "hold_ms": 300_000,
+    "hold_max_ms": 900_000,
+    "pay_ms": 600_000,
+    "extensions_max": 2,
+    "repeat_window_ms": HOUR_MS,
+    "per_buyer_max": 0,
+    "room": "off",
+    "session_ms": 600_000,
+}
+
+
+def buyer(name: str) -> str:
+    """A buyer's id; the same name is the same buyer."""
+    return ids.derive("buyer", name)
+
+
+@dataclass
+class Hall:
+    """A sale and the ways in which a test looks at it and ages it."""
+
+    redis: Any
+    gate: Gate
+    sale: Sale
+    seat_nos: tuple[str, ...]
+    made: int = field(default=0)
+
+    async def hold(self, *seat_nos: str, by: str = "ann", id_: str | None = None, **more: Any) -> Any:
+        """Hold under a new id unless one is given; the reply, whatever it is."""
+        self.made += 1
+        return await seats.hold(
+            self.gate,
+            self.sale,
+            hold_id=id_ or ids.derive("hold", str(self.made)),
+            buyer_id=buyer(by),
+            seat_nos=seat_nos,
+            fingerprint=more.pop("fingerprint", ids.fingerprint(*seat_nos)),
+            **more,
+        )
+
+    async def held(self, *seat_nos: str, by: str = "ann", **more: Any) -> "Standing":
+        """Hold, which must succeed."""
+        hold_id = more.pop("id_", None) or ids.derive("hold", str(self.made + 1))
+        reply = await self.hold(*seat_nos, by=by, id_=hold_id, **more)
+        assert isinstance(reply, seats.Held), reply
+        return Standing(self, hold_id, buyer(by), reply)
+
+    async def find(self, hold_id: str) -> seats.Hold:
+        """The hold of this id, which must be known."""
+        found = await seats.find(self.gate, self.sale, hold_id=hold_id)
+        assert isinstance(found, seats.Hold), found
+        return found
+
+    async def statuses(self) -> dict[str, str]:
+        """What stands on each seat that is not free: the state alone."""
+        standing = await self.redis.hgetall(self.sale.keys.seats)
+        return {seat_no.decode(): value.decode().split(" ")[0] for seat_no, value in standing.items()}
+
+    async def set(self, **terms: Any) -> None:
+        """Change terms of the sale behind its back."""
+        await self.redis.hset(self.sale.keys.sale, mapping=terms)
+
+    async def term(self, name: str) -> int:
+        """A counter of the sale."""
+        return int(await self.redis.hget(self.sale.keys.sale, name) or 0)
+
+    async def now_ms(self) -> int:
+        """The store's clock."""
+        seconds, microseconds = await self.redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    async def records(self) -> dict[str, dict[str, str]]:
+        """Every record, by hold."""
+        rows = await self.redis.hgetall(self.sale.keys.holds)
+        return {
+            hold_id.decode(): dict(zip(RECORD_FIELDS, row.decode().split("|"), strict=True))
+            for hold_id, row in rows.items()
+        }
+
+    async def rewrite(self, hold_id: str, **changes: Any) -> None:
+        """Change fields of a record behind the scripts' back, its score in the sorted sets too."""
+        keys = self.sale.keys
+        record = (await self.records())[hold_id] | {name: str(value) for name, value in changes.items()}
+        await self.redis.hset(keys.holds, hold_id, "|".join(record[name] for name in RECORD_FIELDS))
+        if record["state"] == "HELD":
+            await self.redis.zadd(keys.deadlines, {hold_id: record["expires_at_ms"]})
+        if record["state"] == "PAYING":
+            await self.redis.zadd(keys.paying, {hold_id: record["pay_deadline_ms"]})
+
+    async def lapse(self, hold_id: str, *, ago_ms: int = 1) -> None:
+        """Let a hold's own deadline lie behind."""
+        await self.rewrite(hold_id, expires_at_ms=await self.now_ms() - ago_ms)
+
+    async def entries(self, stream: str) -> list[dict[str, str]]:
+        """The entries of `journal` or `outbox`, each with its id."""
+        rows = await self.redis.xrange(getattr(self.sale.keys, stream))
+        return [
+            {"id": entry_id.decode()} | {name.decode(): value.decode() for name, value in fields.items()}
+            for entry_id, fields in rows
+        ]
+
+    async def check(self) -> None:
+        """Assert what is true of every sale at every moment."""
+        keys = self.sale.keys
+        records = await self.records()
+        prices = {seat_no.decode(): int(price) for seat_no, price in (await self.redis.hgetall(keys.prices)).items()}
+        standing = {
+            seat_no.decode(): value.decode() for seat_no, value in (await self.redis.hgetall(keys.seats)).items()
+        }
+        # I1: every seat is in one state, under one hold, and that hold says the same of it.
+        assert standing.keys() <= prices.keys()
+        counted: dict[str, str] = {}
+        for hold_id, record in records.items():
+            lines = list(zip(record["seats"].split(","), record["prices"].split(","), strict=True))
+            assert int(record["amount"]) == sum(int(price) for _, price in lines)
+            for seat_no, price in lines:
+                assert int(price) == prices[seat_no]
+                if record["state"] != "ENDED":
+                    assert seat_no not in counted
+                    counted[seat_no] = f"{record['state']} {hold_id} {record['fence']}"
+        assert {seat_no: value for seat_no, value in standing.items() if not _forgotten(value, records)} == counted
+
+        # The sorted sets say when, and only of whom it matters.
+        in_state = {
+            state: {hold_id for hold_id, record in records.items() if record["state"] == state}
+            for state in ("HELD", "PAYING", "SOLD", "ENDED")
+        }
+        scores = {name: await self._scores(name) for name in ("deadlines", "paying", "ended")}
+        assert scores["deadlines"] == {each: int(records[each]["expires_at_ms"]) for each in in_state["HELD"]}
+        assert scores["paying"] == {each: int(records[each]["pay_deadline_ms"]) for each in in_state["PAYING"]}
+        assert scores["ended"].keys() == in_state["SOLD"] | in_state["ENDED"]
+
+        # Counts per buyer are what the records add up to.
+        rows = {buyer_id.decode(): row.decode() for buyer_id, row in (await self.redis.hgetall(keys.buyers)).items()}
+        sums: dict[str, tuple[int, int, set[str]]] = {}
+        for hold_id, record in records.items():
+            sold, ended, open_ids = sums.get(record["buyer_id"], (0, 0, set()))
+            sold += len(record["seats"].split(",")) if record["state"] == "SOLD" else 0
+            ended += record["state"] == "ENDED"
+            sums[record["buyer_id"]] = (
+                sold,
+                ended,
+                open_ids | ({hold_id} if record["state"] in {"HELD", "PAYING"} else set()),
+            )
+        for buyer_id in rows.keys() | sums.keys():
+            sold_text, ended_text, open_text = rows.get(buyer_id, "0 0 ").split(" ")
+            open_list = [each for each in open_text.split(",") if each]
+            sold, ended, open_ids = sums.get(buyer_id, (0, 0, set()))
+            assert (int(ended_text), sorted(open_list)) == (ended, sorted(open_ids))
+            assert int(sold_text) >= sold  # what was sold stays counted when its record is forgotten
+
+        # The fence grows, and both streams are numbered and chained without a gap.
+        fences = [int(record["fence"]) for record in records.values()]
+        assert len(set(fences)) == len(fences)
+        assert max(fences, default=0) <= await self.term("fence")
+        for stream in ("journal", "outbox"):
+            entries = await self.entries(stream)
+            assert [int(entry["n"]) for entry in entries] == list(range(1, len(entries) + 1))
+            assert [entry["before"] for entry in entries] == ["0-0", *[entry["id"] for entry in entries]][
+                : len(entries)
+            ]
+            assert await self.term(f"{stream}_n") == len(entries)
+
+    async def _scores(self, name: str) -> dict[str, int]:
+        rows = await self.redis.zrange(getattr(self.sale.keys, name), 0, -1, withscores=True)
+        return {hold_id.decode(): int(score) for hold_id, score in rows}
+
+
+def _forgotten(value: str, records: dict[str, dict[str, str]]) -> bool:
+    """Whether this stands without a record: a blocked seat, or one that was sold long ago."""
+    state, hold_id, _ = value.split(" ")
+    return state == "BLOCKED" or (state == "SOLD" and hold_id not in records)
+
+
+@dataclass
+class Standing:
+    """A hold that was made, and what its buyer may do next."""
+
+    hall: Hall
+    hold_id: str
+    buyer_id: str
+    held: seats.Held
+
+    @property
+    def fence(self) -> int:
+        return self.held.fence
+
+    def _mine(self, more: dict[str, Any]) -> dict[str, Any]:
+        return {"hold_id": self.hold_id, "buyer_id": self.buyer_id} | more
+
+    def _fenced(self, more: dict[str, Any]) -> dict[str, Any]:
+        return {"hold_id": self.hold_id, "fence": self.fence} | more
+
+    async def extend(self, id_: str = "x1", **more: Any) -> Any:
+        more = self._mine({"extension_id": ids.derive(id_), "fingerprint": "e" * 16} | more)
+        return await seats.extend(self.hall.gate, self.hall.sale, **more)
+
+    async def release(self, *seat_nos: str, id_: str = "r1", **more: Any) -> Any:
+        more = self._mine({"release_id": ids.derive(id_), "fingerprint": ids.fingerprint(*seat_nos)} | more)
+        return await seats.release(self.hall.gate, self.hall.sale, seat_nos=seat_nos, **more)
+
+    async def pay(self, id_: str = "p1", **more: Any) -> Any:
+        more = self._mine({"payment_id": ids.derive(id_)} | more)
+        return await seats.pay(self.hall.gate, self.hall.sale, **more)
+
+    async def confirm(self, id_: str = "p1", **more: Any) -> Any:
+        more = self._fenced({"payment_id": ids.derive(id_)} | more)
+        return await seats.confirm(self.hall.gate, self.hall.sale, **more)
+
+    async def abandon(self, id_: str = "p1", **more: Any) -> Any:
+        more = self._fenced({"payment_id": ids.derive(id_)} | more)
+        return await seats.abandon(self.hall.gate, self.hall.sale, **more)
+
+    async def restore(self, *claims: seats.Claim, **more: Any) -> Any:
+        decided = {"buyer_id": self.buyer_id, "reason": "LATE_UNFULFILLABLE", "goes_next": False}
+        more = self._fenced(decided | more)
+        return await seats.restore(self.hall.gate, self.hall.sale, claims=claims, **more)
+
+    async def find(self) -> seats.Hold:
+        return await self.hall.find(self.hold_id)
+
+    async def lapse(self, *, ago_ms: int = 1) -> None:
+        await self.hall.lapse(self.hold_id, ago_ms=ago_ms)
+
+
+async def open_hall(
+    redis: Any, *seat_nos: str, blocked: tuple[str, ...] = (), shebang: bool = True, **terms: Any
+) -> Hall:
+    """Write a sale of these seats, six in one row unless named."""
+    seat_nos = seat_nos or tuple(f"A-1-{number}" for number in range(1, 7))
+    sale = Sale(sale_id=ids.random_id())
+    await redis.hset(sale.keys.sale, mapping=TERMS | terms)
+    await redis.hset(sale.keys.prices, mapping=dict.fromkeys((*seat_nos, *blocked), PRICE))
+    if blocked:
+        await redis.hset(sale.keys.seats, mapping=dict.fromkeys(blocked, "BLOCKED - 0"))
+    return Hall(redis, Gate(redis, shebang=shebang, deadline_s=30), sale, seat_nos)
+
+
+async def together(*asked: Any) -> list[Any]:
+    """Ask all of these in one moment: those of one script travel in one batch, in this order."""
+    return list(await asyncio.gather(*asked))
