@@ -9,6 +9,7 @@ from litestar import Litestar, Request, Response, asgi
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
 
 from api import (
     accounts,
@@ -48,10 +49,13 @@ def operations() -> list[Operation]:
     return [operation for domain in DOMAINS for operation in domain.operations]
 
 
-def create_app(settings: Settings, more: Sequence[Routes] = ()) -> Litestar:
+def create_app(
+    settings: Settings, more: Sequence[Routes] = (), handlers: Sequence[HTTPRouteHandler] = ()
+) -> Litestar:
     """Make the application; it opens its stores when it starts, and closes them after its last answer.
 
-    `more` are routes beside ours, which share the house: the benchmarks measure against such.
+    `more` are routes beside ours, and `handlers` such as the framework itself carries out: the benchmarks measure
+    against both.
     """
     every = [*operations(), *[operation for domain in more for operation in domain.operations]]
     face = Face([*every, *docs.operations(openapi.document_of(every, version=version("lastseat")))])
@@ -62,7 +66,7 @@ def create_app(settings: Settings, more: Sequence[Routes] = ()) -> Litestar:
             yield
 
     return Litestar(
-        route_handlers=[asgi("/", is_mount=True, copy_scope=False)(face)],
+        route_handlers=[asgi("/", is_mount=True, copy_scope=False)(face), *handlers],
         lifespan=[lifespan],
         state=State({"face": face}),
         exception_handlers={HTTPException: _unserved},

@@ -147,7 +147,8 @@ class Operation:
     sends: tuple[str, ...]
     """Response headers of its own, by name."""
     body_max: int
-    deadline_s: float
+    deadline_s: float | None
+    """None where each wait inside has a bound of its own: watching the time costs as much as the rest."""
     tag: str
 
     @cached_property
@@ -234,7 +235,7 @@ class Routes:
         reads: Sequence[Header] = (),
         sends: Sequence[str] = (),
         body_max: int = BODY_MAX,
-        deadline_s: float = DEADLINE_S,
+        deadline_s: float | None = DEADLINE_S,
     ) -> Callable[[Handler], Handler]:
         """Declare the operation that a handler carries out; its docstring is the operation's summary."""
 
@@ -317,6 +318,8 @@ class Face:
         house.in_flight += 1
         refusal: Reply
         try:
+            if operation.deadline_s is None:
+                return await operation.run(Request(house, scope), presented, receive)
             async with asyncio.timeout(operation.deadline_s):
                 return await operation.run(Request(house, scope), presented, receive)
         except Refused as refused:

@@ -124,7 +124,8 @@ async def rebuild(stores: Stores, sale_id: str, generation: int) -> Sale:
     whatever the stores raise: then the sale stays closed, and calling again begins anew.
     """
     sale = await _find(stores, sale_id)
-    await SQL.begin.execute(stores.postgres, sale_id)
+    if not await SQL.begin.execute(stores.postgres, sale_id, generation):
+        raise _lost(sale_id)
     found = await CLOSE(stores.gate, sale.keys, epoch=sale.epoch)
     if sale.epoch > 0:
         await _apply_rest(stores, sale, generation)
@@ -133,7 +134,7 @@ async def rebuild(stores: Stores, sale_id: str, generation: int) -> Sale:
     await _compare(stores, copy.sale, expected)
     _expect(await OPEN(stores.gate, copy.sale.keys, epoch=copy.sale.epoch), Opened)
     if not await SQL.finish.execute(stores.postgres, sale_id, copy.sale.epoch):
-        raise OwnershipLost(f"sale {sale_id}: epoch {copy.sale.epoch} was over before it began")
+        raise _lost(sale_id)
     logger.info("sale %s is open in epoch %d with %d holds", sale_id, copy.sale.epoch, len(copy.holds))
     return copy.sale
 
@@ -143,18 +144,18 @@ async def ensure_open(stores: Stores, sale_id: str, *, within_s: float = 30.0) -
 
     A worker opens new sales by itself; this is for whoever made one and wants to sell it at once.
     """
-    async with asyncio.timeout(within_s) as deadline:
-        try:
+    try:
+        async with asyncio.timeout(within_s) as deadline:
             while (await _find(stores, sale_id)).store_state != "open":
                 async with _owning(stores.postgres, sale_id) as generation:
                     if generation is None:
                         await asyncio.sleep(0.05)
                     else:
                         await rebuild(stores, sale_id, generation)
-        except TimeoutError:
-            if deadline.expired():
-                return False
-            raise
+    except TimeoutError:
+        if deadline.expired():
+            return False
+        raise
     return True
 
 
@@ -188,6 +189,10 @@ async def _find(stores: Stores, sale_id: str) -> Sale:
     return sales.from_row(rows[0])
 
 
+def _lost(sale_id: str) -> OwnershipLost:
+    return OwnershipLost(f"sale {sale_id}: another generation owns its streams")
+
+
 async def _apply_rest(stores: Stores, sale: Sale, generation: int) -> None:
     for stream, handler in handlers(sale).items():
         reader = Reader(stores.gate, stores.postgres, sale.keys, stream, generation, handler)
@@ -204,7 +209,7 @@ async def _raise_epoch(stores: Stores, sale: Sale, generation: int, found_epoch:
     sale_id = sale.sale_id
     async with stores.postgres.acquire() as connection, connection.transaction():
         if len(await SQL.lock_streams.fetch(connection, sale_id, generation)) < len(outbox.STREAMS):
-            raise OwnershipLost(f"sale {sale_id}: its streams are another generation's")
+            raise _lost(sale_id)
         raised = await SQL.raise_epoch.fetchrow(connection, sale_id, found_epoch, sales.QUEUE_NO_STEP)
         assert raised is not None  # noqa: S101 - its watermarks refer to it
         await SQL.reset_streams.execute(connection, sale_id, raised["epoch"])

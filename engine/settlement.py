@@ -57,7 +57,7 @@ class _Verdict(msgspec.Struct):
     ended_payments: dict[str, tuple[str, str]] = {}
     endings: dict[str, str] = {}
     restores: dict[str, int] = {}
-    processed: list[int] = []
+    processed: list[tuple[int, str]] = []
 
 
 def handler(sale: Sale) -> Handler:
@@ -182,7 +182,7 @@ def _decide_confirmed(
     verdict.sold.extend(row.seat_nos)
     verdict.paid.append(payment_id)
     if fields["queue_no"] != "0":
-        verdict.processed.append(int(fields["queue_no"]))
+        verdict.processed.append((int(fields["queue_no"]), fields["buyer_id"]))
     if payment.balance_amount > 0:  # what costs nothing moves nothing
         balance = balances[payment.user_id]
         balance.amount -= payment.balance_amount

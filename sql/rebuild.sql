@@ -1,11 +1,16 @@
 -- Rebuild: what a sale is, read from Postgres alone, to be written to Redis anew.
 
 -- name: begin
--- From here on a crash is seen: whoever owns the sale next finds that it is not open.
+-- From here on a crash is seen: whoever owns the sale next finds that it is not open. No row: another generation owns it.
 UPDATE sales
-SET store_state = 'rebuilding', updated_at = now()
+SET store_state = CASE store_state WHEN 'new' THEN 'new' ELSE 'rebuilding' END,
+    updated_at = now()
 WHERE sale_id = $1
-  AND store_state IN ('open', 'frozen');
+  AND EXISTS (
+    SELECT FROM stream_watermarks
+    WHERE sale_id = $1
+      AND generation = $2
+  );
 
 -- name: lock_streams
 -- Both watermarks, if they are still this generation's: fewer than two rows, and nothing may be written.

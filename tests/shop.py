@@ -132,6 +132,19 @@ class Shop:
         assert isinstance(await self.confirm(request), seats.Confirmed)
         return request
 
+    async def release(self, hold_id: str) -> None:
+        """Give a hold back whole."""
+        hold = await self.find(hold_id)
+        released = await seats.release(
+            self.stores.gate,
+            await self.sale(),
+            hold_id=hold_id,
+            buyer_id=hold.buyer_id,
+            release_id=ids.derive("release of", hold_id),
+            fingerprint="",
+        )
+        assert isinstance(released, seats.Released), released
+
     async def find(self, hold_id: str) -> seats.Hold:
         """The hold of this id, which must be known."""
         found = await seats.find(self.stores.gate, await self.sale(), hold_id=hold_id)
@@ -212,6 +225,12 @@ class Shop:
             "SELECT status FROM payments WHERE payment_id = $1", payment_id
         )
         return status
+
+    async def age(self, payment_id: str) -> None:
+        """Let a payment have stood still for an hour."""
+        await self.stores.postgres.execute(
+            "UPDATE payments SET updated_at = now() - interval '1 hour' WHERE payment_id = $1", payment_id
+        )
 
     async def set_aside(self, name: str) -> int:
         """What of somebody's balance is set aside."""

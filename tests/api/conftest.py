@@ -10,7 +10,7 @@ from api.app import create_app
 from api.house import House, open_house
 from api.server import prepare
 from engine.settings import Settings
-from tests.api.calling import ADMIN_KEY, Contract, Person
+from tests.api.calling import ADMIN_KEY, Contract, Person, Show, Worker, put_on
 
 
 @pytest.fixture(scope="session")
@@ -73,3 +73,15 @@ async def people(operator: Person) -> list[Person]:
     answered = await operator.post("/v1/admin/accounts", {"count": 3, "balance": 100_000})
     assert answered.status_code == 201, answered.text
     return [Person(operator.http, item["user_id"], item["access_token"]) for item in answered.json()["items"]]
+
+
+@pytest.fixture
+async def show(operator: Person) -> Show:
+    """A hall of ten seats, A-1-1 to A-2-5, at 1,000 each; at most four a buyer."""
+    return await put_on(operator, per_buyer_max=4)
+
+
+@pytest.fixture
+def worker(house: House) -> Worker:
+    """A worker that drains when it is told."""
+    return Worker(house)

@@ -136,7 +136,7 @@ async def test_a_token_counts_for_twelve_hours(http: httpx.AsyncClient, house: H
     assert house.user_tokens.verify(token, now_ms + 43_201_000) is None
 
 
-async def test_tokens_that_are_not_ours_are_refused(http: httpx.AsyncClient, house: House) -> None:
+async def test_tokens_that_are_not_ours_are_refused(http: httpx.AsyncClient) -> None:
     token = await token_of(http)
     head, claims, signature = token.split(".")
     unsigned = jwt.encode({"iss": "lastseat", "sub": "a" * 32, "exp": 9_999_999_999}, "", "none")

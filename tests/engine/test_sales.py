@@ -10,6 +10,7 @@ import pytest
 from engine import ids, sales
 from engine.sales import Configured, Sale, SaleBook, StaleVersion, Terms
 from engine.stores.connections import Stores
+from engine.stores.keys import SaleKeys
 from engine.stores.replies import SaleRebuilding, SaleUnknown, StaleEpoch
 
 OPENS_AT = datetime(2031, 4, 1, 10, tzinfo=UTC)
@@ -31,12 +32,12 @@ async def create(postgres: asyncpg.Pool, sale_id: str, **terms: Any) -> bool:
 async def store(stores: Stores, sale_id: str, **fields: Any) -> None:
     """Put a sale's hash into Redis."""
     values = {"epoch": 1, "state": "open"} | fields
-    flat = [part for pair in values.items() for part in pair]
-    await stores.redis.execute_command("HSET", sales.SaleKeys(sale_id).sale, *flat)
+    flat = [str(part) for pair in values.items() for part in pair]
+    await stores.redis.execute_command("HSET", SaleKeys(sale_id).sale, *flat)
 
 
 async def stored(stores: Stores, sale_id: str, name: str) -> str | None:
-    value = await stores.redis.execute_command("HGET", sales.SaleKeys(sale_id).sale, name)
+    value = await stores.redis.execute_command("HGET", SaleKeys(sale_id).sale, name)
     return value.decode() if value is not None else None
 
 

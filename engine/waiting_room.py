@@ -1,0 +1,545 @@
+"""The waiting room: a line that is kept in Redis, admitted by a tick, and polled without asking Redis.
+
+A queue number comes from one counter; the line is a sorted set. Each process refreshes one snapshot per open room a few
+times a second and answers everybody behind `serving` from it: nothing is sent to the store. At or below `serving` a
+poll runs `enter`, in batches, and its answer is kept until its deadline or until the snapshot names its number ended.
+So store commands grow with time, processes and admissions, not with polls.
+"""
+
+import asyncio
+import bisect
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Final
+
+import msgspec
+
+from engine import sales
+from engine.refusals import Busy, NotFound
+from engine.sales import Sale, SaleBook
+from engine.stores import queries
+from engine.stores.keys import SaleKeys
+from engine.stores.outbox import Entry
+from engine.stores.queries import Connection
+from engine.stores.replies import Refusal, Reply, SaleRebuilding, SaleUnknown, StaleEpoch
+from engine.stores.scripts import Gate, Script
+
+SQL = queries.load("waiting_room")
+
+# Numbers are given out this far beyond the last checkpoint in Postgres: a counter that was lost goes on from there.
+CEILING_STEP: Final = 1_000_000
+
+# What a client is told to wait before it asks again.
+POLL_MIN_MS: Final = 250
+POLL_MAX_MS: Final = 30_000
+POLL_ACTIVE_MS: Final = 20_000
+POLL_UNKNOWN_MS: Final = 5_000
+# A poll may be this late before its person counts as absent.
+GRACE_MS: Final = 15_000
+# Signs of life are written only for people this close to their turn, and for at most so many of a room.
+REACH_S: Final = 120
+REACH_MAX: Final = 5_000
+SIGNS_AT_ONCE: Final = 200
+
+# Departures and ended numbers that one snapshot names.
+NAMED_MAX: Final = 1_000
+REFRESH_EVERY_S: Final = 0.2
+# A process remembers answers of at most so many people; beyond that it asks again.
+KEPT_MAX: Final = 100_000
+ENDED_KEPT_MS: Final = 60_000
+
+
+class Joined(Reply, frozen=True):
+    """The owner's place in line; `created` is 1 for a number that was just given out."""
+
+    queue_no: int
+    created: int
+    status: str
+
+
+class AdmittedWithoutNumber(Reply, frozen=True):
+    """The room is off or in bypass: everybody may go in."""
+
+
+class QueueClosed(Refusal, frozen=True):
+    """The line takes nobody any more."""
+
+
+class Token(Reply, frozen=True):
+    """How a token stands; `expires_at_ms` is 0 unless it is ACTIVE."""
+
+    status: str
+    queue_no: int
+    ahead: int
+    expires_at_ms: int
+
+
+class Left(Reply, frozen=True):
+    """The token has ended, and how."""
+
+    queue_no: int
+    status: str
+
+
+class PutBack(Reply, frozen=True):
+    """The number is in line again, or as it has ended."""
+
+    queue_no: int
+    status: str
+
+
+class Tied(Reply, frozen=True):
+    """The number that stands for the user now."""
+
+    queue_no: int
+    status: str
+
+
+class Admitted(Reply, frozen=True):
+    """What one pass of admission did; `more` is 1 when another one has work at once."""
+
+    count: int
+    serving: int
+    skipped: int
+    expired: int
+    more: int
+
+
+class Signs(Reply, frozen=True):
+    """So many signs of life were noted."""
+
+    count: int
+
+
+class Snapshot(Reply, frozen=True):
+    """A room as it stands; of `queue_nos` the first `gone_count` left the line, the rest have ended."""
+
+    epoch: int
+    now_ms: int
+    room: str
+    serving: int
+    queue_no: int
+    draining_no: int
+    waiting: int
+    behind: int
+    returned: int
+    active: int
+    active_max: int
+    admitted_per_minute_max: int
+    admitted: int
+    admitted_in_s: int
+    gone_seq: int
+    more: int
+    gone_count: int
+    queue_nos: tuple[str, ...]
+
+
+Unavailable = SaleUnknown | StaleEpoch | SaleRebuilding
+
+JOIN = Script("waiting_room/join", SaleKeys, Joined | AdmittedWithoutNumber | QueueClosed | Busy | Unavailable)
+ENTER = Script("waiting_room/enter", SaleKeys, Token | AdmittedWithoutNumber | NotFound | Unavailable)
+LEAVE = Script("waiting_room/leave", SaleKeys, Left | NotFound | Unavailable)
+TIE = Script("waiting_room/tie", SaleKeys, Tied | NotFound | Unavailable)
+PUT_BACK = Script("waiting_room/put_back", SaleKeys, PutBack | AdmittedWithoutNumber | NotFound | Busy | Unavailable)
+ADMIT = Script("waiting_room/admit", SaleKeys, Admitted | Unavailable)
+SIGNS = Script("waiting_room/signs", SaleKeys, Signs | Unavailable)
+SNAPSHOT = Script("waiting_room/snapshot", SaleKeys, Snapshot | Unavailable)
+
+
+# What people do -------------------------------------------------------------------------------------------------------
+
+
+async def join(
+    gate: Gate, sale: Sale, *, owner: str
+) -> Joined | AdmittedWithoutNumber | QueueClosed | Busy | Unavailable:
+    """Give an owner a place at the back, or the place it has: joining again changes nothing."""
+    return await sales.ask(gate, sale, JOIN, owner=owner)
+
+
+async def enter(
+    gate: Gate, sale: Sale, *, owner: str, queue_no: int, overdue_in_ms: int = POLL_ACTIVE_MS + GRACE_MS
+) -> Token | AdmittedWithoutNumber | NotFound | Unavailable:
+    """Use a token in person: an ACTIVE one begins its session, once; a skipped one is back in line."""
+    return await sales.ask(gate, sale, ENTER, owner=owner, queue_no=queue_no, overdue_in_ms=overdue_in_ms)
+
+
+async def leave(gate: Gate, sale: Sale, *, owner: str, queue_no: int) -> Left | NotFound | Unavailable:
+    """Give a token up; harmless to repeat."""
+    return await sales.ask(gate, sale, LEAVE, owner=owner, queue_no=queue_no)
+
+
+async def tie(gate: Gate, sale: Sale, *, visitor: str, user: str, queue_no: int) -> Tied | NotFound | Unavailable:
+    """Make a visitor's token the token of the user who signed in with it."""
+    return await sales.ask(gate, sale, TIE, visitor=visitor, user=user, queue_no=queue_no)
+
+
+async def put_back(
+    gate: Gate, sale: Sale, *, owner: str, queue_no: int, visitor: str = ""
+) -> PutBack | AdmittedWithoutNumber | NotFound | Busy | Unavailable:
+    """Put a signed number of an older epoch back in line, after the store was lost."""
+    return await sales.ask(gate, sale, PUT_BACK, owner=owner, queue_no=queue_no, visitor=visitor)
+
+
+async def admit(gate: Gate, sale: Sale, *, most: int) -> Admitted | Unavailable:
+    """Call the head of the line within both caps, and end what has lapsed; at most `most` of each."""
+    return await sales.ask(gate, sale, ADMIT, most=most, poll_max_ms=POLL_MAX_MS, grace_ms=GRACE_MS)
+
+
+# Rooms as a process sees them -----------------------------------------------------------------------------------------
+
+
+class Eta(msgspec.Struct, frozen=True):
+    """How long somebody will wait, in seconds; nothing is known while nobody is being admitted."""
+
+    known: bool
+    p50_s: int | None = None
+    p90_s: int | None = None
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where somebody stands, as a poll is answered.
+
+    `epoch` is the one that the token shall be signed for; `queue_no` is 0 where the room gave out no number.
+    """
+
+    epoch: int
+    queue_no: int
+    status: str
+    ahead: int
+    eta: Eta
+    expires_at_ms: int
+    poll_after_ms: int
+    now_ms: int
+
+    @property
+    def position(self) -> int:
+        """1 for whoever is next; 0 for those who wait no more."""
+        return self.ahead + 1 if self.status == "WAITING" else 0
+
+
+class _Kept(msgspec.Struct):
+    """An answer of `enter` and the moment, by the store's clock, until which it stands."""
+
+    token: Token
+    until_ms: int
+
+
+class Room:
+    """One open room: its last snapshot, who left the line, how fast it moved, and the answers that still stand."""
+
+    RATES_MAX: ClassVar[int] = 300
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.snapshot: Snapshot | None = None
+        self._read_at = 0.0
+        self._gone: list[int] = []
+        self._gone_seq = 0
+        # People admitted a second, one sample a second: the slow ones among them say what p90 is.
+        self._rates: deque[float] = deque(maxlen=self.RATES_MAX)
+        self._rated_at = 0.0
+        self.kept: dict[tuple[str, int], _Kept] = {}
+        self.signs: dict[str, tuple[int, int]] = {}
+
+    @property
+    def now_ms(self) -> int:
+        """The store's clock, as far as the last snapshot tells."""
+        if self.snapshot is None:
+            return 0
+        return self.snapshot.now_ms + round((self._clock() - self._read_at) * 1000)
+
+    def asks(self) -> dict[str, int]:
+        """What this room's next snapshot is asked with."""
+        # A second of overlap: what ended in the very millisecond of the last snapshot is named again.
+        since = self.snapshot.now_ms - 1000 if self.snapshot else 0
+        return {"gone_seq": self._gone_seq, "ended_since_ms": since, "most": NAMED_MAX}
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Take over a newer snapshot."""
+        if self.snapshot is not None and snapshot.epoch != self.snapshot.epoch:
+            self._gone, self.kept = [], {}
+        self.snapshot, self._read_at = snapshot, self._clock()
+        for queue_no in snapshot.queue_nos[: snapshot.gone_count]:
+            bisect.insort(self._gone, int(queue_no))
+        self._gone_seq = snapshot.gone_seq
+        del self._gone[: bisect.bisect_right(self._gone, snapshot.serving)]
+        self._forget(snapshot)
+        if self._clock() - self._rated_at >= 1.0 and snapshot.room in {"open", "draining"}:
+            self._rated_at = self._clock()
+            self._rates.append(snapshot.admitted / max(1, snapshot.admitted_in_s))
+
+    def _forget(self, snapshot: Snapshot) -> None:
+        """Drop answers whose number has ended, and those past their time."""
+        ended = snapshot.queue_nos[snapshot.gone_count :]
+        if len(ended) >= NAMED_MAX or len(self.kept) > KEPT_MAX:
+            self.kept.clear()  # more may have ended than were named
+        if ended and self.kept:
+            numbers = set(map(int, ended))
+            now_ms = snapshot.now_ms
+            # An answer that the number has ended is what the snapshot says, too.
+            self.kept = {
+                who: answer
+                for who, answer in self.kept.items()
+                if answer.until_ms > now_ms
+                and (who[1] not in numbers or answer.token.status not in {"WAITING", "ACTIVE"})
+            }
+
+    def ahead_of(self, queue_no: int) -> int:
+        """How many people stand before this number, which is behind `serving`."""
+        snapshot = self.snapshot
+        if snapshot is None:
+            return 0
+        numbers = queue_no - snapshot.serving - 1 - bisect.bisect_left(self._gone, queue_no)
+        # After a loss of the store the counter has jumped: no more people are ahead than there are in line.
+        people = snapshot.behind + (queue_no - snapshot.queue_no if queue_no > snapshot.queue_no else 0) - 1
+        return max(0, min(numbers, people)) + snapshot.returned
+
+    def eta_of(self, ahead: int) -> Eta:
+        """How long this many people take, from the rates of the last minutes."""
+        snapshot = self.snapshot
+        if snapshot is None or snapshot.room not in {"open", "draining"}:
+            return Eta(known=False)
+        free = min(snapshot.active_max - snapshot.active, snapshot.admitted_per_minute_max - snapshot.admitted)
+        if ahead < free:
+            return Eta(known=True, p50_s=1, p90_s=2)
+        rates = sorted(rate for rate in self._rates if rate > 0)
+        if not rates or snapshot.admitted == 0:
+            return Eta(known=False)
+        usual, slow = rates[len(rates) // 2], rates[len(rates) // 10]
+        return Eta(known=True, p50_s=round((ahead + 1) / usual), p90_s=round((ahead + 1) / min(slow, usual * 0.8)) + 1)
+
+    def reaches(self, queue_no: int) -> bool:
+        """Whether somebody's turn may come within `REACH_S`, so that their signs of life matter."""
+        snapshot = self.snapshot
+        if snapshot is None:
+            return False
+        a_minute = max(snapshot.admitted, 1) if snapshot.admitted else snapshot.admitted_per_minute_max
+        return queue_no - snapshot.serving <= min(REACH_MAX, a_minute * REACH_S // 60 + 1)
+
+
+def poll_after_ms(eta: Eta) -> int:
+    """When to ask again: sooner near the front, spread so that a crowd does not ask at once."""
+    usual = POLL_UNKNOWN_MS if eta.p50_s is None else eta.p50_s * 250
+    jittered = usual * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
+    return int(min(POLL_MAX_MS, max(POLL_MIN_MS, jittered)))
+
+
+class Rooms:
+    """The open rooms of one process.
+
+    Args:
+        gate: the way into Redis.
+        book: the sales that this process knows.
+    """
+
+    def __init__(self, gate: Gate, book: SaleBook) -> None:
+        self._gate = gate
+        self._book = book
+        self._rooms: dict[str, Room] = {}
+
+    async def refresh(self) -> None:
+        """Read a snapshot of each open room and write the signs of life; a few times a second.
+
+        Raises StoreUnavailable, when what is known simply grows older.
+        """
+        wanted = [sale for sale in self._book.sales() if is_on(sale)]
+        for sale_id in self._rooms.keys() - {sale.sale_id for sale in wanted}:
+            del self._rooms[sale_id]
+        await asyncio.gather(*[self._refresh(sale) for sale in wanted])
+
+    async def find(self, sale: Sale) -> Room | Unavailable:
+        """The room of a sale, read now if this process has not seen it yet."""
+        room = self._rooms.get(sale.sale_id)
+        if room is None or room.snapshot is None:
+            refusal = await self._refresh(sale)
+            if refusal is not None:
+                return refusal
+            room = self._rooms[sale.sale_id]
+        return room
+
+    async def _refresh(self, sale: Sale) -> Unavailable | None:
+        room = self._rooms.get(sale.sale_id)
+        if room is None:
+            room = Room(asyncio.get_running_loop().time)
+        while True:
+            found = await sales.ask(self._gate, sale, SNAPSHOT, **room.asks())
+            if not isinstance(found, Snapshot):
+                return found
+            room.take(found)
+            if not found.more:
+                break
+        self._rooms[sale.sale_id] = room
+        if room.signs:
+            signs, room.signs = room.signs, {}
+            await self._write_signs(sale, signs)
+        return None
+
+    async def _write_signs(self, sale: Sale, signs: dict[str, tuple[int, int]]) -> None:
+        people = list(signs.items())
+        for at in range(0, len(people), SIGNS_AT_ONCE):
+            flat = [value for owner, sign in people[at : at + SIGNS_AT_ONCE] for value in (owner, *sign)]
+            await sales.ask(self._gate, sale, SIGNS, signs=flat)
+
+    async def poll(
+        self, sale: Sale, *, owner: str, queue_no: int, epoch: int, visitor: str = ""
+    ) -> Place | NotFound | Busy | Unavailable:
+        """Answer a personal poll: from memory for those who wait, by `enter` for those whose turn it is.
+
+        `epoch` is that of the token presented: one of an older epoch is put back in line first.
+        """
+        room = await self.find(sale)
+        if not isinstance(room, Room):
+            return room
+        snapshot = room.snapshot
+        if snapshot is None or snapshot.room in {"off", "bypass"}:
+            return self.without_number(room, sale)
+        if epoch != snapshot.epoch:
+            back = await put_back(self._gate, sale, owner=owner, queue_no=queue_no, visitor=visitor)
+            if isinstance(back, AdmittedWithoutNumber):
+                return self.without_number(room, sale)
+            if not isinstance(back, PutBack):
+                return back
+            queue_no = back.queue_no
+            if back.status not in {"WAITING", "ACTIVE"}:
+                return self._place(room, Token(back.status, queue_no, 0, 0), POLL_MAX_MS)
+        if queue_no > snapshot.serving:
+            # Somebody who left is among the gone, and is told so by the store.
+            at = bisect.bisect_left(room._gone, queue_no)  # noqa: SLF001 - this module's own class
+            if at == len(room._gone) or room._gone[at] != queue_no:  # noqa: SLF001 - as above
+                return self._from_memory(room, owner, queue_no)
+        return await self._by_entering(room, sale, owner, queue_no)
+
+    def _from_memory(self, room: Room, owner: str, queue_no: int) -> Place:
+        ahead = room.ahead_of(queue_no)
+        place = self._place(room, Token("WAITING", queue_no, ahead, 0), None)
+        if room.reaches(queue_no):
+            room.signs[owner] = (queue_no, place.poll_after_ms + GRACE_MS)
+        return place
+
+    async def _by_entering(self, room: Room, sale: Sale, owner: str, queue_no: int) -> Place | NotFound | Unavailable:
+        kept = room.kept.get((owner, queue_no))
+        if kept is not None and kept.until_ms > room.now_ms:
+            return self._place(room, kept.token, POLL_ACTIVE_MS if kept.token.status == "ACTIVE" else None)
+        after_ms = poll_after_ms(Eta(known=False))
+        token = await enter(self._gate, sale, owner=owner, queue_no=queue_no, overdue_in_ms=after_ms + GRACE_MS)
+        if isinstance(token, AdmittedWithoutNumber):
+            return self.without_number(room, sale)
+        if not isinstance(token, Token):
+            return token
+        if token.status == "ACTIVE":
+            until_ms = token.expires_at_ms
+        else:
+            until_ms = room.now_ms + (after_ms // 2 if token.status == "WAITING" else ENDED_KEPT_MS)
+        room.kept[owner, queue_no] = _Kept(token, until_ms)
+        return self._place(room, token, POLL_ACTIVE_MS if token.status == "ACTIVE" else after_ms)
+
+    def _place(self, room: Room, token: Token, after_ms: int | None) -> Place:
+        eta = room.eta_of(token.ahead) if token.status == "WAITING" else Eta(known=False)
+        return Place(
+            epoch=room.snapshot.epoch if room.snapshot else 0,
+            queue_no=token.queue_no,
+            status=token.status,
+            ahead=token.ahead,
+            eta=eta,
+            expires_at_ms=token.expires_at_ms,
+            poll_after_ms=poll_after_ms(eta) if after_ms is None else after_ms,
+            now_ms=room.now_ms,
+        )
+
+    def joined(self, room: Room, joined: Joined) -> Place:
+        """The place of somebody who just joined, from the same memory that answers the polls."""
+        ahead = room.ahead_of(joined.queue_no) if joined.status == "WAITING" else 0
+        return self._place(room, Token(joined.status, joined.queue_no, ahead, 0), None)
+
+    def without_number(self, room: Room, sale: Sale) -> Place:
+        """Everybody is let in: there is no line."""
+        return Place(
+            epoch=sale.epoch,
+            queue_no=0,
+            status="ACTIVE",
+            ahead=0,
+            eta=Eta(known=False),
+            expires_at_ms=0,
+            poll_after_ms=POLL_ACTIVE_MS,
+            now_ms=room.now_ms,
+        )
+
+
+def is_on(sale: Sale) -> bool:
+    """Whether this sale has a line at all."""
+    return sale.room not in {"off", "bypass"}
+
+
+# What Postgres keeps --------------------------------------------------------------------------------------------------
+
+
+class _Fate(msgspec.Struct):
+    """What a batch says of one number, folded."""
+
+    owner: str | None = None
+    status: str | None = None
+    created_at_ms: int | None = None
+    admitted_at_ms: int | None = None
+    ended_at_ms: int | None = None
+    returned: bool = False
+
+
+async def record(connection: Connection, sale: Sale, entries: Sequence[Entry]) -> None:
+    """Write what the journal says of the line: joined, tied, admitted, ended, returned; other kinds are passed over."""
+    fates: dict[int, _Fate] = {}
+
+    def fate_of(queue_no: str) -> _Fate:
+        return fates.setdefault(int(queue_no), _Fate())
+
+    for entry in entries:
+        fields = entry.fields
+        match entry.kind:
+            case "joined":
+                fate = fate_of(fields["queue_no"])
+                fate.owner, fate.status, fate.created_at_ms = fields["owner"], "WAITING", int(fields["at_ms"])
+            case "tied":
+                fate_of(fields["queue_no"]).owner = fields["owner"]
+            case "admitted":
+                for queue_no in fields["queue_nos"].split(","):
+                    fate = fate_of(queue_no)
+                    fate.status, fate.admitted_at_ms = "ACTIVE", int(fields["at_ms"])
+            case "ended":
+                fate = fate_of(fields["queue_no"])
+                fate.status, fate.ended_at_ms = fields["status"], int(fields["at_ms"])
+            case "returned":
+                fate = fate_of(fields["queue_no"])
+                fate.status, fate.ended_at_ms, fate.returned = "WAITING", None, True
+            case _:
+                pass
+    new = {queue_no: fate for queue_no, fate in sorted(fates.items()) if fate.created_at_ms is not None}
+    known = {queue_no: fate for queue_no, fate in sorted(fates.items()) if fate.created_at_ms is None}
+    if new:
+        await SQL.keep_tokens.execute(
+            connection,
+            sale.sale_id,
+            entries[-1].epoch,
+            list(new),
+            [fate.owner for fate in new.values()],
+            [fate.status for fate in new.values()],
+            [fate.created_at_ms for fate in new.values()],
+            [fate.admitted_at_ms for fate in new.values()],
+            [fate.ended_at_ms for fate in new.values()],
+        )
+    if known:
+        await SQL.edit_tokens.execute(
+            connection,
+            sale.sale_id,
+            list(known),
+            [fate.owner for fate in known.values()],
+            [fate.status for fate in known.values()],
+            [fate.admitted_at_ms for fate in known.values()],
+            [fate.ended_at_ms for fate in known.values()],
+            [fate.returned for fate in known.values()],
+        )
+
+
+async def record_processed(connection: Connection, sale: Sale, processed: Sequence[tuple[int, str]]) -> None:
+    """Write that the owners of these numbers have bought, given as (queue_no, owner)."""
+    numbers = dict(sorted(processed))
+    await SQL.process_tokens.execute(connection, sale.sale_id, sale.epoch, list(numbers), list(numbers.values()))

@@ -1,0 +1,106 @@
+"""A store that is away is a 503 with Retry-After, soon, with bounded sockets; when it is back, so is everything."""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+
+import httpx
+import msgspec
+import pytest
+
+from api.app import operations
+from api.house import open_house
+from api.operations import Face
+from engine.settings import Settings
+from tests.api.calling import ADMIN_KEY, Contract, Person, Show, problem, put_on
+from tests.api.proxy import Proxy, before
+
+# Connections that one process may open to either store in these tests, and those that its subscriptions hold.
+CONNECTIONS_MAX = 4
+LISTENING_MAX = 2
+
+
+class Shop:
+    """An application with a proxy before each of its stores."""
+
+    def __init__(self, http: httpx.AsyncClient, redis: Proxy, postgres: Proxy) -> None:
+        self.http = http
+        self.redis = redis
+        self.postgres = postgres
+        self.operator = Person(http, "", ADMIN_KEY)
+        self.buyer: Person
+        self.show: Show
+
+
+@pytest.fixture
+async def shop(settings: Settings, contract: Contract) -> AsyncIterator[Shop]:
+    async with (
+        before(str(settings.redis_url)) as (redis, redis_url),
+        before(str(settings.postgres_url)) as (postgres, postgres_url),
+        open_house(
+            msgspec.structs.replace(
+                settings,
+                redis_url=redis_url,
+                postgres_url=postgres_url,
+                redis_connections_max=CONNECTIONS_MAX,
+                postgres_connections_max=CONNECTIONS_MAX,
+            )
+        ) as house,
+    ):
+        # Ten seconds is what a browser waits; a test need not.
+        face = Face([dataclasses.replace(operation, deadline_s=3.0) for operation in operations()])
+        face.house = house
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=face),  # type: ignore[arg-type]  # both are ASGI, typed by different names
+            base_url="http://lastseat.test",
+            event_hooks={"response": [contract.check]},
+            timeout=30,
+        ) as http:
+            shop = Shop(http, redis, postgres)
+            made = await shop.operator.post("/v1/admin/accounts", {"count": 1, "balance": 5000})
+            shop.buyer = Person(http, made.json()["items"][0]["user_id"], made.json()["items"][0]["access_token"])
+            shop.show = await put_on(shop.operator)
+            yield shop
+            redis.restore()
+            postgres.restore()
+
+
+async def all_busy(answers: list[httpx.Response]) -> None:
+    assert {problem(answered) for answered in answers} == {(503, "busy")}
+    assert all(int(answered.headers["retry-after"]) >= 1 for answered in answers)
+
+
+@pytest.mark.parametrize("how", ["hang", "cut"])
+async def test_without_redis_holds_are_told_to_come_back(shop: Shop, how: str) -> None:
+    getattr(shop.redis, how)()
+    began = asyncio.get_running_loop().time()
+    answers = await asyncio.gather(*(shop.show.reserve(shop.buyer, "A-1-1", key=f"k{n}") for n in range(50)))
+    assert asyncio.get_running_loop().time() - began < 8
+    await all_busy(answers)
+    assert shop.redis.connections <= CONNECTIONS_MAX + LISTENING_MAX
+    await all_busy([await shop.http.get("/health/ready")])
+    assert (await shop.http.get("/health/live")).status_code == 200
+    # Money needs Postgres alone.
+    assert (await shop.buyer.get("/v1/balance")).json()["amount"] == 5000
+    shop.redis.restore()
+    assert (await shop.http.get("/health/ready")).status_code == 200
+    # Whatever became of the fifty, at most one holds the seat, and its key says so.
+    again = [await shop.show.reserve(shop.buyer, "A-1-1", key=f"k{n}") for n in range(50)]
+    assert sum(answered.status_code == 201 for answered in again) == 1
+
+
+@pytest.mark.parametrize("how", ["hang", "cut"])
+async def test_without_postgres_holds_go_on_and_money_waits(shop: Shop, how: str) -> None:
+    getattr(shop.postgres, how)()
+    began = asyncio.get_running_loop().time()
+    answers = await asyncio.gather(*(shop.buyer.post("/v1/balance/charges", {"amount": 1}, key="k") for _ in range(30)))
+    assert asyncio.get_running_loop().time() - began < 8
+    await all_busy(answers)
+    assert shop.postgres.connections <= 2 * CONNECTIONS_MAX
+    await all_busy([await shop.http.get("/health/ready")])
+    assert (await shop.show.reserve(shop.buyer, "A-1-1")).status_code == 201
+    shop.postgres.restore()
+    async with asyncio.timeout(10):
+        while (answered := await shop.buyer.post("/v1/balance/charges", {"amount": 1}, key="k")).status_code != 201:
+            assert problem(answered) == (503, "busy")
+    assert (await shop.buyer.get("/v1/balance")).json()["amount"] == 5001

@@ -1,0 +1,87 @@
+"""Loops: a pass that fails is tried again, a pass that was begun is finished."""
+
+import asyncio
+
+import pytest
+
+from engine.stores.connections import StoreUnavailable
+from engine.stores.outbox import Divergence
+from workers import loops
+
+
+async def test_a_failed_pass_does_not_end_the_loop() -> None:
+    passes = 0
+    done = asyncio.Event()
+
+    async def work() -> None:
+        nonlocal passes
+        passes += 1
+        if passes < 3:
+            raise StoreUnavailable("away")
+        done.set()
+
+    loop = asyncio.create_task(loops.every(0.001, work, name="test"))
+    async with asyncio.timeout(10):
+        await done.wait()
+    loop.cancel()
+    assert passes >= 3
+
+
+async def test_a_verdict_ends_the_loop() -> None:
+    async def work() -> None:
+        raise Divergence("another history")
+
+    with pytest.raises(Divergence):
+        await loops.every(0.001, work, name="test")
+
+
+async def test_more_work_is_done_without_a_pause() -> None:
+    left = 5
+    done = asyncio.Event()
+
+    async def work() -> bool:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            done.set()
+        return left > 0
+
+    loop = asyncio.create_task(loops.every(3600, work, name="test"))
+    async with asyncio.timeout(10):
+        await done.wait()
+    loop.cancel()
+
+
+async def test_what_was_begun_is_finished_when_the_loop_is_stopped() -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    ended = False
+
+    async def work() -> None:
+        nonlocal ended
+        begun.set()
+        await may_end.wait()
+        ended = True
+
+    loop = asyncio.create_task(loops.every(0.001, work, name="test"))
+    await begun.wait()
+    loop.cancel()
+    await asyncio.sleep(0)
+    assert not loop.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await loop
+    assert ended
+
+
+async def test_pauses_grow_and_are_bounded() -> None:
+    async def work() -> None:
+        raise StoreUnavailable("away")
+
+    attempts = loops.Attempts("test", pause_s=0.001)
+    for _ in range(4):
+        assert await attempts.make(work()) is None
+
+    async def well() -> int:
+        return 7
+
+    assert await attempts.make(well()) == 7
