@@ -25,8 +25,9 @@ from api import (
     seats,
 )
 from api.answers import refuse
+from api.face import Face
 from api.house import open_house
-from api.operations import Face, Operation, Routes
+from api.operations import Operation, Routes
 from engine.settings import Settings
 
 EXPOSED_HEADERS = ["ETag", "Location", "Retry-After", "Idempotent-Replayed", "RateLimit"]
@@ -49,9 +50,7 @@ def operations() -> list[Operation]:
     return [operation for domain in DOMAINS for operation in domain.operations]
 
 
-def create_app(
-    settings: Settings, more: Sequence[Routes] = (), handlers: Sequence[HTTPRouteHandler] = ()
-) -> Litestar:
+def create_app(settings: Settings, more: Sequence[Routes] = (), handlers: Sequence[HTTPRouteHandler] = ()) -> Litestar:
     """Make the application; it opens its stores when it starts, and closes them after its last answer.
 
     `more` are routes beside ours, and `handlers` such as the framework itself carries out: the benchmarks measure

@@ -21,7 +21,7 @@ class Health(Document, frozen=True):
     status: Literal["ok"]
 
 
-@routes.add("GET", "/health/live", {200: Health}, deadline_s=None)
+@routes.add("GET", "/health/live", {200: Health})
 async def live(_request: Request) -> Answer:
     """Whether this process answers at all."""
     return answer(Health(status="ok"))

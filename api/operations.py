@@ -2,31 +2,24 @@
 
 A handler takes the request, the ids of its path by name and, where it names them, a decoded `body` and `query`. It
 returns an Answer or raises Refused. All else happens here, in one order: who calls, the ids, the key, the query, the
-body, the handler, and its answer or the problem in its place.
-
-All of them together are one bare ASGI application under the framework's own, which so answers three times as many polls
-on two cores as handlers whose parameters, bodies and responses the framework makes. (It cannot bind single paths with
-ids in them to bare handlers: Litestar 2.25 fails there with a KeyError.)
+body, the handler.
 """
 
-import asyncio
 import inspect
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import msgspec
-from litestar.types import HTTPScope, Receive, Send
+from litestar.types import HTTPScope, Receive
 
-from api import bodies, metrics, problems
-from api.answers import Answer, refuse
+from api import bodies, problems
+from api.answers import Answer
 from api.callers import ANYONE, Caller
-from api.problems import FAULTS, Refused
+from api.problems import Refused
 from engine import ids
 from engine.refusals import NotFound
 from engine.sales import Sale
@@ -42,8 +35,6 @@ IMPORT_MAX = 16 * 1024 * 1024
 # A request that takes longer is answered `busy`; its repeat finds what it may have done by the same ids.
 DEADLINE_S = 10.0
 IMPORT_DEADLINE_S = 60.0
-# Requests of one process under way at once; one more would only wait behind them.
-IN_FLIGHT_MAX = 2048
 
 JSON = "application/json"
 CSV = "text/csv"
@@ -147,8 +138,7 @@ class Operation:
     sends: tuple[str, ...]
     """Response headers of its own, by name."""
     body_max: int
-    deadline_s: float | None
-    """None where each wait inside has a bound of its own: watching the time costs as much as the rest."""
+    deadline_s: float
     tag: str
 
     @cached_property
@@ -235,7 +225,7 @@ class Routes:
         reads: Sequence[Header] = (),
         sends: Sequence[str] = (),
         body_max: int = BODY_MAX,
-        deadline_s: float | None = DEADLINE_S,
+        deadline_s: float = DEADLINE_S,
     ) -> Callable[[Handler], Handler]:
         """Declare the operation that a handler carries out; its docstring is the operation's summary."""
 
@@ -260,93 +250,3 @@ class Routes:
             return handler
 
         return declare
-
-
-class Face:
-    """Every operation under its method and path, as one ASGI application; it serves from its `house`."""
-
-    house: "House"
-
-    def __init__(self, operations: Sequence[Operation]) -> None:
-        # A node knows its children by segment, an id's place by None, and its methods by "".
-        self._root: dict[str | None, Any] = {}
-        for operation in operations:
-            node = self._root
-            for segment in operation.path.split("/")[1:]:
-                node = node.setdefault(None if segment.startswith("{") else segment, {})
-            node.setdefault("", {})[operation.method] = operation
-
-    def _find(self, path: str) -> tuple[dict[str, Operation], list[str]]:
-        """The operations of a path by method, and the ids in it."""
-        node, presented = self._root, []
-        for segment in path.split("/")[1:]:
-            if segment in node:
-                node = node[segment]
-            elif None in node:
-                node = node[None]
-                presented.append(segment)
-            else:
-                return {}, []
-        return node.get("", {}), presented
-
-    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        """Answer one request, whatever happens."""
-        began = perf_counter()
-        # A mounted application is told the rest of the path, without its first slash and with a last one.
-        scope["path"] = "/" + scope["path"].strip("/")
-        methods, presented = self._find(scope["path"])
-        operation = methods.get(scope["method"])
-        if operation is not None:
-            given = await self._run(operation, presented, scope, receive)
-            label = (operation.method, operation.path)
-        else:
-            given = self._refuse_unrouted(methods)
-            label = ("other", "unknown")
-        await send_answer(given, send)
-        metrics.observe(*label, given.status, perf_counter() - began)
-
-    def _refuse_unrouted(self, methods: Mapping[str, Operation]) -> Answer:
-        now_ms = self.house.clock.now_ms
-        if not methods:
-            return refuse(NotFound(), now_ms)
-        return refuse(problems.MethodNotAllowed(), now_ms, (b"allow", ", ".join(sorted(methods)).encode()))
-
-    async def _run(self, operation: Operation, presented: Sequence[str], scope: HTTPScope, receive: Receive) -> Answer:
-        house = self.house
-        if house.in_flight >= IN_FLIGHT_MAX:
-            return refuse(problems.BUSY, house.clock.now_ms)
-        house.in_flight += 1
-        refusal: Reply
-        try:
-            if operation.deadline_s is None:
-                return await operation.run(Request(house, scope), presented, receive)
-            async with asyncio.timeout(operation.deadline_s):
-                return await operation.run(Request(house, scope), presented, receive)
-        except Refused as refused:
-            refusal = refused.refusal
-        except bodies.ClientGone:
-            refusal = problems.invalid("", "The body ended early").refusal
-        except asyncpg.DataError:
-            # An InterfaceError by descent, but our own mistake: something unchecked came as far as a statement.
-            logger.exception("%s %s", operation.method, operation.path)
-            refusal = problems.InternalError()
-        except FAULTS as fault:
-            logger.warning("%s %s: %s: %s", operation.method, operation.path, type(fault).__name__, fault)
-            refusal = problems.BUSY
-        except Exception:
-            logger.exception("%s %s", operation.method, operation.path)
-            refusal = problems.InternalError()
-        finally:
-            house.in_flight -= 1
-        return refuse(refusal, house.clock.now_ms)
-
-
-async def send_answer(given: Answer, send: Send) -> None:
-    """Send an answer whole."""
-    headers: list[tuple[bytes, bytes]] = [
-        (b"content-type", given.media_type),
-        (b"content-length", b"%d" % len(given.content)),
-        *given.headers,
-    ]
-    await send({"type": "http.response.start", "status": given.status, "headers": headers})
-    await send({"type": "http.response.body", "body": given.content, "more_body": False})

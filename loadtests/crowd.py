@@ -169,6 +169,8 @@ class Crowd:
         self.think_s = think_s
         self.tally = Tally()
         self.sold_out = asyncio.Event()
+        self.hall: dict[str, Seat] = {}
+        """Where each seat is, as the first map told: people share what never changes."""
         self._seed = seed
 
     async def run(self) -> Tally:
@@ -214,7 +216,7 @@ class Buyer:
         self.dice = dice
         self.token = ""
         self.map_version = -1
-        self.seats: dict[str, Seat] = {}
+        self.statuses: dict[str, str] = {}
         self._user = {"authorization": f"Bearer {person.access_token}"}
         self._visitor = {"visitor-secret": secrets.token_urlsafe(24)} if person.visits else {}
 
@@ -291,18 +293,17 @@ class Buyer:
 
     async def _pick(self) -> list[str] | None:
         """Seats to try for; None while all that is not sold is held by others. Gone when everything is sold."""
-        since = f"?since={self.map_version}" if self.seats else ""
+        since = f"?since={self.map_version}" if self.statuses else ""
         answer = await self._ask("map", "GET", f"/v1/schedules/{self.crowd.schedule_id}/seats{since}", self._user)
         if answer.status == 200:
             seat_map = msgspec.json.decode(answer.body, type=SeatMap)
             self.map_version = seat_map.map_version
             if seat_map.full:
-                self.seats = {seat.seat_no: seat for seat in seat_map.seats}
-            for change in () if seat_map.full else seat_map.seats:
-                self.seats[change.seat_no].status = change.status
-        free = [seat for seat in self.seats.values() if seat.status == "FREE"]
+                self.crowd.hall = self.crowd.hall or {seat.seat_no: seat for seat in seat_map.seats}
+            self.statuses.update((seat.seat_no, seat.status) for seat in seat_map.seats)
+        free = [seat for seat_no, seat in self.crowd.hall.items() if self.statuses.get(seat_no) == "FREE"]
         if not free:
-            if self.seats and all(seat.status in ("SOLD", "BLOCKED") for seat in self.seats.values()):
+            if self.statuses and not {"HELD", "FREE"}.intersection(self.statuses.values()):
                 await self._leave("came too late")
             return None
         await self._think(1.0)
@@ -340,11 +341,11 @@ class Buyer:
         path = f"/v1/reservations/{held.reservation_id}"
         key = secrets.token_hex(8)
         answer = await self._write("pay", "POST", f"{path}/payments", self._user, {"method": "BALANCE"}, key=key)
+        address = answer.header("location") or ""
         for _ in range(ATTEMPTS_MAX):
             if answer.status != 202:
                 break
             await asyncio.sleep(_retry_after(answer))
-            address = answer.header("location") or ""
             answer = await self._ask("pay later", "GET", address, self._user)
             if answer.status == 200 and answer.json()["status"] == "PENDING":
                 answer.status = 202

@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asyncpg
+
 from engine.settings import Settings
 from engine.stores import embedded
+from engine.stores.connections import RedisClient, open_postgres, open_redis
 from loadtests.client import Client, NoAnswer
 
 READY_WITHIN_S = 60.0
@@ -52,14 +55,28 @@ class Shop:
             raise RuntimeError(f"{method} {path}: {answer.status} {answer.body.decode()[:300]}")
         return answer.json()
 
-    async def make_buyers(self, count: int) -> list[str]:
-        """Make accounts with money; returns their access tokens."""
-        tokens: list[str] = []
+    async def make_users(self, count: int) -> list[dict[str, str]]:
+        """Make accounts with money; returns the id and the access token of each."""
+        users: list[dict[str, str]] = []
         for first in range(0, count, ACCOUNTS_AT_ONCE):
             body = {"count": min(ACCOUNTS_AT_ONCE, count - first), "balance": BALANCE}
-            made = await self.order("POST", "/v1/admin/accounts", body)
-            tokens += [user["access_token"] for user in made["users"]]
-        return tokens
+            users += (await self.order("POST", "/v1/admin/accounts", body))["users"]
+        return users
+
+    async def make_buyers(self, count: int) -> list[str]:
+        """Make accounts with money; returns their access tokens."""
+        return [user["access_token"] for user in await self.make_users(count)]
+
+    @asynccontextmanager
+    async def stores(self) -> AsyncIterator[tuple[RedisClient, asyncpg.Pool]]:
+        """Open both stores beside the running shop, for whoever audits it."""
+        redis = open_redis(str(self.settings.redis_url))
+        postgres = await open_postgres(str(self.settings.postgres_url), connections_max=4)
+        try:
+            yield redis, postgres
+        finally:
+            await postgres.close()
+            await redis.aclose()
 
     async def make_sale(self, seats: int, *, per_row: int = 1000) -> tuple[str, str]:
         """Make a concert of so many seats A-<row>-<number>; returns its schedule's id and its sale's."""

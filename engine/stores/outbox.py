@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import asyncpg
 import msgspec
+from redis.exceptions import RedisError
 
 from engine.stores import queries
 from engine.stores.connections import StoreUnavailable
@@ -190,8 +191,8 @@ _AGAIN = (
     ConnectionError,
     TimeoutError,
 )
-# The entry itself is what Postgres refuses (SQLSTATE classes 22 and 23).
-_DATA = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+# The entry itself is at fault: what Postgres refuses (SQLSTATE classes 22, 23), a field that is missing or no number.
+_DATA = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, KeyError, ValueError)
 ATTEMPTS_MAX = 5
 
 
@@ -264,6 +265,8 @@ class Reader:
             try:
                 await self._transact(entries, self._handler.apply)
                 return
+            except _DATA:
+                raise  # the driver's own refusal of a value is an error of its interface, too
             except _AGAIN as fault:
                 # The commit may have happened and its answer been lost: Postgres knows.
                 if attempt == ATTEMPTS_MAX:
@@ -340,7 +343,7 @@ async def announce(gate: Gate, keys: SaleKeys, stream: Stream, last: Entry) -> N
         if stream == "outbox":
             await gate.redis.execute_command("PUBLISH", CHANNEL, f"{keys.sale_id} {last.epoch} {last.n}")
         await PERSIST(gate, keys, epoch=last.epoch, name=stream, n=last.n, entry_id=last.entry_id)
-    except (StoreUnavailable, ScriptFault, OSError, asyncpg.PostgresError) as fault:
+    except (StoreUnavailable, ScriptFault, RedisError, OSError) as fault:
         logger.warning("sale %s: %s n %d was not announced: %s", keys.sale_id, stream, last.n, fault)
 
 
@@ -370,11 +373,10 @@ async def inspect(gate: Gate, postgres: asyncpg.Pool, keys: SaleKeys, epoch: int
         if counter > n:
             return f"the {stream} gave out n {counter} and has no entry after n {n}"
         if n > watermark.n:
-            _, fault = await read_unbroken(gate.redis, keys, stream, watermark, most=1)
-            if fault is not None:
-                moved = await find_watermark(postgres, keys.sale_id, stream)
-                if moved == watermark:
-                    return str(fault)
+            entries, fault = await read_unbroken(gate.redis, keys, stream, watermark, most=1)
+            # Unless its owner has moved on meanwhile, what follows the watermark must be there.
+            if not entries and await find_watermark(postgres, keys.sale_id, stream) == watermark:
+                return str(fault or f"the {stream} has n {n}, and nothing to read after n {watermark.n}")
     return None
 
 

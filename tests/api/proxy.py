@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 
 class Proxy:
     """Passes bytes on, keeps them to itself (`hang`), or cuts every connection and takes no other (`cut`)."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._target = host, port
+    def __init__(self, url: str) -> None:
+        self._url = url
         self._passing = asyncio.Event()
         self._passing.set()
         self._cut = False
@@ -42,7 +42,7 @@ class Proxy:
         if self._cut:
             writer.transport.abort()
             return
-        there_reader, there_writer = await asyncio.open_connection(*self._target)
+        there_reader, there_writer = await self._connect()
         pair = {writer, there_writer}
         self._writers |= pair
         ways = [
@@ -58,6 +58,13 @@ class Proxy:
         for one in pair:
             one.transport.abort()
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        parts = urlsplit(self._url)
+        folder = parse_qs(parts.query).get("host")
+        if folder:  # Postgres listens on a socket in a folder
+            return await asyncio.open_unix_connection(f"{folder[0]}/.s.PGSQL.{parts.port or 5432}")
+        return await asyncio.open_connection(parts.hostname, parts.port)
+
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while content := await reader.read(65_536):
@@ -72,13 +79,13 @@ class Proxy:
 async def before(url: str) -> AsyncIterator[tuple[Proxy, str]]:
     """Stand before the server of this address, and answer the address to use instead."""
     parts = urlsplit(url)
-    proxy = Proxy(parts.hostname or "127.0.0.1", parts.port or 0)
+    proxy = Proxy(url)
     server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     account, at, _ = parts.netloc.rpartition("@")
     netloc = f"{account}{at}127.0.0.1:{port}"
     try:
-        yield proxy, urlunsplit(parts._replace(netloc=netloc))
+        yield proxy, urlunsplit(parts._replace(netloc=netloc, query=""))
     finally:
         server.close()
         proxy.cut()

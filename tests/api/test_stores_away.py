@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from api.app import operations
+from api.face import Face
 from api.house import open_house
-from api.operations import Face
 from engine.settings import Settings
 from tests.api.calling import ADMIN_KEY, Contract, Person, Show, problem, put_on
 from tests.api.proxy import Proxy, before
@@ -65,7 +65,7 @@ async def shop(settings: Settings, contract: Contract) -> AsyncIterator[Shop]:
             postgres.restore()
 
 
-async def all_busy(answers: list[httpx.Response]) -> None:
+def all_busy(answers: list[httpx.Response]) -> None:
     assert {problem(answered) for answered in answers} == {(503, "busy")}
     assert all(int(answered.headers["retry-after"]) >= 1 for answered in answers)
 
@@ -76,9 +76,9 @@ async def test_without_redis_holds_are_told_to_come_back(shop: Shop, how: str) -
     began = asyncio.get_running_loop().time()
     answers = await asyncio.gather(*(shop.show.reserve(shop.buyer, "A-1-1", key=f"k{n}") for n in range(50)))
     assert asyncio.get_running_loop().time() - began < 8
-    await all_busy(answers)
+    all_busy(answers)
     assert shop.redis.connections <= CONNECTIONS_MAX + LISTENING_MAX
-    await all_busy([await shop.http.get("/health/ready")])
+    all_busy([await shop.http.get("/health/ready")])
     assert (await shop.http.get("/health/live")).status_code == 200
     # Money needs Postgres alone.
     assert (await shop.buyer.get("/v1/balance")).json()["amount"] == 5000
@@ -95,9 +95,9 @@ async def test_without_postgres_holds_go_on_and_money_waits(shop: Shop, how: str
     began = asyncio.get_running_loop().time()
     answers = await asyncio.gather(*(shop.buyer.post("/v1/balance/charges", {"amount": 1}, key="k") for _ in range(30)))
     assert asyncio.get_running_loop().time() - began < 8
-    await all_busy(answers)
+    all_busy(answers)
     assert shop.postgres.connections <= 2 * CONNECTIONS_MAX
-    await all_busy([await shop.http.get("/health/ready")])
+    all_busy([await shop.http.get("/health/ready")])
     assert (await shop.show.reserve(shop.buyer, "A-1-1")).status_code == 201
     shop.postgres.restore()
     async with asyncio.timeout(10):

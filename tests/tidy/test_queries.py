@@ -33,7 +33,7 @@ def test_a_statement_says_what_it_does(query: queries.Query) -> None:
 
 def test_every_statement_is_used() -> None:
     sources = "\n".join(path.read_text() for face in FACES for path in (ROOT / face).rglob("*.py"))
-    named = set(re.findall(r"\b\w*SQL\.(\w+)", sources)) | set(re.findall(r'"(\w+)"', sources))
+    named = set(re.findall(r"\b[A-Z_]+\.(\w+)", sources)) | set(re.findall(r'"(\w+)"', sources))
     assert {query.name for query in QUERIES} - named == set()
 
 
@@ -42,7 +42,7 @@ def test_every_statement_that_is_named_exists() -> None:
     for face in FACES:
         for path in (ROOT / face).rglob("*.py"):
             source = path.read_text()
-            for variable, domain in re.findall(r'^(\w*SQL) = queries\.load\("(\w+)"\)', source, re.MULTILINE):
+            for variable, domain in re.findall(r'^(\w+) = queries\.load\("(\w+)"\)', source, re.MULTILINE):
                 known = {query.name for query in queries.load(domain)}
                 named = set(re.findall(rf"(?<![\w.]){variable}\.(\w+)", source))
                 missing |= {f"{path.relative_to(ROOT)}: {variable}.{name}" for name in named - known}

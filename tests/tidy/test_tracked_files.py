@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 FORBIDDEN = {
     "a path of one machine": r"(?<![\w.])/(?:root|home|Users|work|mnt)/\w",
-    "an address of a package registry": r"pypi\.org|pythonhosted|npmjs\.org|index-url|proxy\.golang",
+    "an address of a package registry": r"pypi\.org|pythonhosted|npmjs\.org|(?<!emit-)index-url|proxy\.golang",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
     "a key of a cloud": r"\bAKIA[0-9A-Z]{16}\b",
     "a live key of a payment gateway": r"\b[sr]k_live_\w+",

@@ -46,7 +46,7 @@ async def test_rows_of_the_line_are_forgotten_after_thirty_days(stores: Stores) 
     await until(forgotten)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    await redis.aclose()
+    await redis.aclose(close_connection_pool=True)
 
 
 async def test_a_job_that_a_killed_worker_had_begun_holds_up_no_other(stores: Stores) -> None:
@@ -69,7 +69,7 @@ async def test_a_job_that_a_killed_worker_had_begun_holds_up_no_other(stores: St
     await until(forgotten)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    await redis.aclose()
+    await redis.aclose(close_connection_pool=True)
 
 
 async def test_a_job_that_fails_leaves_text_behind_and_nothing_to_execute(stores: Stores) -> None:
@@ -84,7 +84,7 @@ async def test_a_job_that_fails_leaves_text_behind_and_nothing_to_execute(stores
     assert not running.done()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    await redis.aclose()
+    await redis.aclose(close_connection_pool=True)
 
 
 async def test_a_queue_store_that_is_away_ends_nothing(stores: Stores) -> None:

@@ -1,0 +1,147 @@
+"""Locust buyers: the on-sale rush, and the same crowd at a shop that reads before it writes.
+
+Run by `loadtests.rush`, which writes the plan that this reads: who the buyers are, what they want, and where to note
+what they heard. Each buyer goes once, from the line to the ticket.
+"""
+
+import itertools
+import json
+import os
+import random
+import uuid
+from pathlib import Path
+from typing import Any
+
+from gevent import sleep
+from locust import FastHttpUser, task
+from locust.exception import StopUser
+
+PLAN: dict[str, Any] = json.loads(Path(os.environ["LASTSEAT_LOAD_PLAN"]).read_text())
+ATTEMPTS_MAX = 8
+POLLS_MAX = 200
+
+_buyers = itertools.count()
+_dice = random.Random(PLAN["seed"])
+_history = Path(PLAN["history"]).open("a", buffering=1, encoding="utf-8")  # noqa: SIM115 - open for the whole run
+
+
+def note(heard: dict[str, Any]) -> None:
+    """Write down what a buyer heard as true, before anything else happens."""
+    _history.write(json.dumps(heard) + "\n")
+
+
+class Buyer(FastHttpUser):
+    """Somebody who wants seats now; each request has a key of its own."""
+
+    abstract = True
+
+    def on_start(self) -> None:
+        """Take the next account; stop when everybody has gone."""
+        number = next(_buyers)
+        if number >= len(PLAN["buyers"]):
+            raise StopUser
+        self.user_id, self.token = PLAN["buyers"][number]
+
+    def send(self, method: str, path: str, name: str, body: object = None, **headers: str) -> Any:
+        """Send one request; refusals are part of a rush and no failures."""
+        named = {"authorization": f"Bearer {self.token}", **headers}
+        with self.client.request(method, path, json=body, headers=named, name=name, catch_response=True) as response:
+            if 0 < response.status_code < 500 or response.status_code == 503:
+                response.success()
+            return response
+
+
+class RushBuyer(Buyer):
+    """Join, wait, pick from the map, reserve, pay."""
+
+    @task
+    def buy(self) -> None:
+        """Go once through the whole journey, and again for other seats while some are free."""
+        place = self._wait()
+        for _ in range(ATTEMPTS_MAX if place else 0):
+            seats = self._pick()
+            if not seats or self._try(place, seats):
+                break
+        raise StopUser
+
+    def _wait(self) -> str:
+        path = f"/v1/sales/{PLAN['sale_id']}/queue/token"
+        joined = self.send("POST", f"{path}s", "join", {}, **key())
+        if joined.status_code not in (200, 201):
+            return ""
+        token = joined.json()
+        for _ in range(POLLS_MAX):
+            if token["status"] != "WAITING":
+                break
+            sleep(token["poll_after_ms"] / 1000)
+            polled = self.send("GET", path, "status", **{"queue-token": token["token"]})
+            if polled.status_code == 200:
+                token = polled.json()
+        return token["token"] if token["status"] == "ACTIVE" else ""
+
+    def _pick(self) -> list[str]:
+        found = self.send("GET", f"/v1/schedules/{PLAN['schedule_id']}/seats", "map")
+        free = [seat["seat_no"] for seat in found.json()["seats"] if seat["status"] == "FREE"]
+        return _dice.sample(free, min(len(free), _dice.choice((1, 1, 2, 2, 3, 4))))
+
+    def _try(self, place: str, seats: list[str]) -> bool:
+        path = f"/v1/schedules/{PLAN['schedule_id']}/reservations"
+        held = self.send("POST", path, "reserve", {"seats": seats}, **{"queue-token": place}, **key())
+        if held.status_code != 201:
+            return bool(held.status_code != 409)
+        reservation = held.json()
+        path = f"/v1/reservations/{reservation['reservation_id']}/payments"
+        paying = key()
+        paid = self.send("POST", path, "pay", {"method": "BALANCE"}, **paying)
+        for _ in range(ATTEMPTS_MAX):
+            if paid.status_code not in (202, 503):
+                break
+            sleep(1)
+            paid = self.send("POST", path, "pay", {"method": "BALANCE"}, **paying)
+        if paid.status_code == 201:
+            document = paid.json()
+            note(
+                {
+                    "event": "confirmed",
+                    "sale_id": PLAN["sale_id"],
+                    "user_id": self.user_id,
+                    "key": paying["idempotency-key"],
+                    "reservation_id": reservation["reservation_id"],
+                    "seats": seats,
+                    "amount": document["final_amount"],
+                    "payment_id": document["payment_id"],
+                }
+            )
+        return True
+
+
+class NaiveBuyer(Buyer):
+    """Buys at the twin that looks first and sells second."""
+
+    @task
+    def buy(self) -> None:
+        """Try seats from a small hall until one is said to be bought."""
+        for _ in range(ATTEMPTS_MAX):
+            seat_no = f"A-1-{_dice.randint(1, PLAN['naive_seats'])}"
+            named = key()
+            sold = self.send("POST", "/twins/naive", "naive", {"seats": [seat_no]}, **named)
+            if sold.status_code == 201:
+                note(
+                    {
+                        "event": "confirmed",
+                        "sale_id": PLAN["sale_id"],
+                        "user_id": self.user_id,
+                        "key": named["idempotency-key"],
+                        "reservation_id": sold.json()["hold_id"],
+                        "seats": [seat_no],
+                        "amount": 0,
+                        "payment_id": sold.json()["hold_id"],
+                    }
+                )
+                break
+        raise StopUser
+
+
+def key() -> dict[str, str]:
+    """A fresh `Idempotency-Key`."""
+    return {"idempotency-key": uuid.uuid4().hex}

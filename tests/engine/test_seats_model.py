@@ -1,0 +1,582 @@
+"""The same commands on Valkey, on fakeredis and on a model in plain Python: any difference is a bug.
+
+Words are held against the model, states of the two stores against each other, times left out, and what is true of
+every sale is asserted after every step.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import fakeredis
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from engine import ids, seats
+from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
+from engine.stores import embedded
+from engine.stores.connections import open_redis
+from engine.stores.replies import Reply
+from tests.engine.seat_sales import Hall, buyer, open_hall
+
+LIMIT = 4
+SEATS = tuple(f"A-1-{number}" for number in range(1, 7))
+BLOCKED = "B-1-1"
+UNKNOWN = "Z-9-9"
+BUYERS = ("ann", "bob", "cat")
+
+# Whatever tells a time, or follows from one.
+TIMES = {"created_at_ms", "expires_at_ms", "pay_deadline_ms", "at_ms", "now_ms", "id", "before", "holds"}
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Wish:
+    """A hold as the model knows it."""
+
+    hold_id: str
+    by: str
+    fingerprint: str
+    fence: int
+    seat_nos: list[str]
+    state: str = "HELD"
+    reason: str | None = None
+    lapsed: bool = False
+    payment: str | None = None
+    over: set[str] = field(default_factory=set)
+    extensions: dict[str, str] = field(default_factory=dict)
+    releases: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    sold_n: int = 0
+
+    @property
+    def shown(self) -> str:
+        """The state as a reader is told it."""
+        return "ENDED" if self.state == "HELD" and self.lapsed else self.state
+
+    @property
+    def why(self) -> str:
+        """Why it ended, as a reader is told it."""
+        return "EXPIRED" if self.state == "HELD" else self.reason or ""
+
+
+class Model:
+    """What the scripts promise, without a store: dictionaries and no cleverness."""
+
+    def __init__(self) -> None:
+        self.wishes: dict[str, Wish] = {}
+        self.sold: dict[str, int] = dict.fromkeys(BUYERS, 0)
+        # Seats whose sold hold is forgotten: only the seat is known.
+        self.bought: dict[str, tuple[str, int]] = {}
+        self.fence = 0
+        self.outbox_n = 0
+        self.persisted_n = 0
+
+    def holder(self, seat_no: str) -> Wish | None:
+        """The hold that stands on a seat."""
+        standing = [w for w in self.wishes.values() if w.state != "ENDED" and seat_no in w.seat_nos]
+        assert len(standing) <= 1
+        return standing[0] if standing else None
+
+    def end(self, wish: Wish, reason: str) -> None:
+        """A hold ends, and its seats are free."""
+        wish.state, wish.reason = "ENDED", reason
+
+    def hold(
+        self, hold_id: str, by: str, fingerprint: str, seat_nos: tuple[str, ...], *, admitted: bool
+    ) -> Reply | None:
+        """Answer a refusal, or None and hold."""
+        if known := self.wishes.get(hold_id):
+            same = (known.by, known.fingerprint) == (by, fingerprint)
+            return seats.HoldKnown(known.shown) if same else IdempotencyKeyReused()
+        if not admitted:
+            return seats.NotAdmitted()
+        if UNKNOWN in seat_nos:
+            return seats.SeatUnknown((UNKNOWN,))
+        conflicts, lapsed = [], []
+        for seat_no in seat_nos:
+            other = self.holder(seat_no)
+            if other is not None and other.shown == "ENDED":
+                lapsed.append(other)
+            elif other is not None:
+                conflicts.append(f"{seat_no} {'yours' if other.by == by else other.state.lower()}")
+            elif seat_no in self.bought:
+                conflicts.append(f"{seat_no} sold")
+            elif seat_no == BLOCKED:
+                conflicts.append(f"{seat_no} blocked")
+        if conflicts:
+            return seats.SeatTaken(tuple(conflicts))
+        live = [w for w in self.wishes.values() if w.by == by and w.shown in {"HELD", "PAYING"}]
+        have = self.sold[by] + sum(len(w.seat_nos) for w in live)
+        if have + len(seat_nos) > LIMIT:
+            return LimitReached(limit=LIMIT, have=have)
+        for other in lapsed:
+            self.end(other, "EXPIRED")
+        self.fence += 1
+        self.wishes[hold_id] = Wish(hold_id, by, fingerprint, self.fence, list(seat_nos))
+        return None
+
+    def extend(self, hold_id: str, by: str, extension_id: str, fingerprint: str) -> Reply | None:
+        """Answer a refusal, or None and extend."""
+        wish = self.wishes.get(hold_id)
+        if wish is None or wish.by != by:
+            return NotFound()
+        if wish.extensions.get(extension_id, fingerprint) != fingerprint:
+            return IdempotencyKeyReused()
+        if wish.shown == "ENDED":
+            return seats.HoldEnded(wish.why)
+        if extension_id in wish.extensions:
+            return None
+        if wish.state != "HELD":
+            return seats.PaymentRunning(wish.payment or "")
+        if len(wish.extensions) >= 2:
+            return seats.ExtensionSpent()
+        wish.extensions[extension_id] = fingerprint
+        return None
+
+    def release(self, hold_id: str, by: str, release_id: str, fingerprint: str, named: tuple[str, ...]) -> Reply:
+        """Answer what is released, or a refusal."""
+        wish = self.wishes.get(hold_id)
+        if wish is None or wish.by != by:
+            return NotFound()
+        wanted = named or tuple(wish.seat_nos)
+        if release_id in wish.releases:
+            known, _ = wish.releases[release_id]
+            return seats.Released(wanted) if known == fingerprint else IdempotencyKeyReused()
+        if wish.shown == "ENDED":
+            return seats.HoldEnded(wish.why)
+        if wish.state != "HELD":
+            return seats.PaymentRunning(wish.payment or "")
+        if foreign := tuple(seat_no for seat_no in wanted if seat_no not in wish.seat_nos):
+            return seats.SeatUnknown(foreign)
+        wish.releases[release_id] = (fingerprint, wanted)
+        if len(wanted) == len(wish.seat_nos):
+            self.end(wish, "USER")
+        else:
+            wish.seat_nos = [seat_no for seat_no in wish.seat_nos if seat_no not in wanted]
+        return seats.Released(wanted)
+
+    def pay(self, hold_id: str, by: str, payment_id: str) -> Reply | None:
+        """Answer a refusal, or None and pay."""
+        wish = self.wishes.get(hold_id)
+        if wish is None or wish.by != by:
+            return NotFound()
+        if payment_id in wish.over:
+            return seats.PaymentEnded()
+        if wish.shown == "ENDED":
+            return seats.HoldEnded(wish.why)
+        if wish.state == "SOLD":
+            return seats.HoldSold(wish.payment or "")
+        if wish.state == "PAYING":
+            return None if wish.payment == payment_id else seats.PaymentRunning(wish.payment or "")
+        wish.state, wish.payment = "PAYING", payment_id
+        return None
+
+    def confirm(self, hold_id: str, fence: int, payment_id: str) -> Reply:
+        """Sell, or say why not."""
+        wish = self.wishes.get(hold_id)
+        if wish is None or wish.fence != fence or wish.state not in {"PAYING", "SOLD"}:
+            return seats.HoldUnknown()
+        if wish.payment != payment_id:
+            return seats.PaymentMismatch()
+        if wish.state == "PAYING":
+            self.outbox_n += 1
+            wish.state, wish.sold_n = "SOLD", self.outbox_n
+            self.sold[wish.by] += len(wish.seat_nos)
+        return seats.Confirmed(wish.sold_n)
+
+    def abandon(self, hold_id: str, fence: int, payment_id: str) -> Reply:
+        """Give a payment up, or say why not."""
+        wish = self.wishes.get(hold_id)
+        if wish is None or wish.fence != fence:
+            return seats.HoldUnknown()
+        if wish.state == "SOLD":
+            return seats.HoldSold(wish.payment or "")
+        if payment_id in wish.over:
+            return seats.Abandoned("free" if wish.shown == "ENDED" else "held")
+        if wish.state != "PAYING" or wish.payment != payment_id:
+            return seats.HoldUnknown()
+        wish.over.add(payment_id)
+        self.outbox_n += 1
+        if wish.lapsed:
+            self.end(wish, "EXPIRED")
+            return seats.Abandoned("free")
+        wish.state, wish.payment = "HELD", None
+        return seats.Abandoned("held")
+
+    def give_back(self, wish: Wish, gone: tuple[str, ...], reason: str) -> Reply:
+        """Free seats of a hold that was sold."""
+        mine = [seat_no for seat_no in wish.seat_nos if seat_no in gone] if wish.state == "SOLD" else []
+        if not mine:
+            return seats.HoldUnknown() if wish.state == "ENDED" else seats.Restored(0)
+        self.outbox_n += 1
+        self.sold[wish.by] -= len(mine)
+        if len(mine) == len(wish.seat_nos):
+            self.end(wish, reason)
+        else:
+            wish.seat_nos = [seat_no for seat_no in wish.seat_nos if seat_no not in mine]
+        return seats.Restored(len(mine))
+
+    def forget(self, wish: Wish) -> None:
+        """The record goes; what was bought stays bought."""
+        del self.wishes[wish.hold_id]
+        if wish.state == "SOLD":
+            self.bought |= dict.fromkeys(wish.seat_nos, (wish.hold_id, wish.fence))
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(BUYERS)
+SEAT_LISTS = st.lists(st.sampled_from((*SEATS, *SEATS, BLOCKED, UNKNOWN)), min_size=1, max_size=3, unique=True)
+FEW_IDS = st.sampled_from(("one", "two", "three")).map(ids.derive)
+FINGERPRINTS = st.sampled_from(("f" * 16, "e" * 16))
+
+
+class Seats(RuleBasedStateMachine):
+    """Holds of three buyers on six seats, on two stores at once."""
+
+    url: ClassVar[str]
+    holds = Bundle("holds")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.model = Model()
+        self.aged_ms = 1
+        self.made = 0
+        self.valkey, self.fake = self.runner.run(self._open())
+
+    async def _open(self) -> tuple[Hall, Hall]:
+        valkey = await open_hall(open_redis(self.url), *SEATS, blocked=(BLOCKED,), per_buyer_max=LIMIT)
+        server = fakeredis.FakeServer(server_type="valkey")
+        fake = await open_hall(
+            fakeredis.FakeAsyncRedis(server=server), *SEATS, blocked=(BLOCKED,), shebang=False, per_buyer_max=LIMIT
+        )
+        for hall in (valkey, fake):
+            for queue_no, name in enumerate(("ann", "bob"), 1):  # cat has no place in line
+                await hall.redis.hset(hall.sale.keys.tokens, buyer(name), f"ACTIVE|{queue_no}|0|1")
+                await hall.redis.zadd(hall.sale.keys.active, {buyer(name): 4_000_000_000_000})
+        return valkey, fake
+
+    def teardown(self) -> None:
+        """Close both stores."""
+        self.runner.run(self._close())
+        self.runner.close()
+
+    async def _close(self) -> None:
+        await self.valkey.redis.execute_command("DEL", *vars(self.valkey.sale.keys).values())
+        await self.valkey.redis.aclose()
+        await self.fake.redis.aclose()
+
+    def ask(self, act: Callable[[Hall], Coroutine[Any, Any, Any]]) -> Any:
+        """Do the same on both stores; the answer, which must be the same word with the same fields."""
+        on_valkey = self.runner.run(act(self.valkey))
+        on_fake = self.runner.run(act(self.fake))
+        assert _timeless(on_valkey) == _timeless(on_fake)
+        return on_valkey
+
+    def _of(self, wish: Wish) -> dict[str, Any]:
+        return {"hold_id": wish.hold_id, "buyer_id": buyer(wish.by)}
+
+    # What buyers do.
+
+    def _queue_no(self, name: str) -> int:
+        return {"ann": 1, "bob": 2}.get(name, 0)
+
+    def _is_admitted(self, name: str) -> bool:
+        async def look(hall: Hall) -> bool:
+            room, token = await asyncio.gather(
+                hall.redis.hget(hall.sale.keys.sale, "room"), hall.redis.hget(hall.sale.keys.tokens, buyer(name))
+            )
+            return room == b"off" or (token or b"").startswith(b"ACTIVE|")
+
+        return bool(self.ask(look))
+
+    def _hold(self, hold_id: str, by: str, seat_nos: list[str]) -> None:
+        fingerprint = ids.fingerprint(by, *seat_nos)
+        expected = self.model.hold(hold_id, by, fingerprint, tuple(seat_nos), admitted=self._is_admitted(by))
+
+        async def act(hall: Hall) -> Any:
+            return await hall.hold(*seat_nos, by=by, id_=hold_id, fingerprint=fingerprint, queue_no=self._queue_no(by))
+
+        reply = self.ask(act)
+        if expected is None:
+            assert isinstance(reply, seats.Held), reply
+            assert reply.fence == self.model.fence
+        else:
+            assert reply == expected
+
+    @rule(target=holds, by=NAMES, seat_nos=SEAT_LISTS)
+    def hold(self, by: str, seat_nos: list[str]) -> str:
+        self.made += 1
+        hold_id = ids.derive("hold", str(self.made))
+        self._hold(hold_id, by, seat_nos)
+        return hold_id
+
+    @rule(hold_id=holds, by=NAMES, seat_nos=SEAT_LISTS)
+    def hold_with_a_known_id(self, hold_id: str, by: str, seat_nos: list[str]) -> None:
+        self._hold(hold_id, by, seat_nos)
+
+    @rule(hold_id=holds)
+    def repeat_a_hold(self, hold_id: str) -> None:
+        if wish := self.model.wishes.get(hold_id):
+            expected = seats.HoldKnown(wish.shown)
+
+            async def act(hall: Hall) -> Any:
+                return await hall.hold(SEATS[0], by=wish.by, id_=hold_id, fingerprint=wish.fingerprint)
+
+            assert self.ask(act) == expected
+
+    @rule(hold_id=holds, by=NAMES, extension_id=FEW_IDS, fingerprint=FINGERPRINTS)
+    def extend(self, hold_id: str, by: str, extension_id: str, fingerprint: str) -> None:
+        by = self._mostly_own(hold_id, by)
+        expected = self.model.extend(hold_id, by, extension_id, fingerprint)
+
+        async def act(hall: Hall) -> Any:
+            return await seats.extend(
+                hall.gate,
+                hall.sale,
+                hold_id=hold_id,
+                buyer_id=buyer(by),
+                extension_id=extension_id,
+                fingerprint=fingerprint,
+            )
+
+        reply = self.ask(act)
+        assert isinstance(reply, seats.Extended) if expected is None else reply == expected
+
+    @rule(
+        hold_id=holds,
+        by=NAMES,
+        release_id=FEW_IDS,
+        fingerprint=FINGERPRINTS,
+        named=st.lists(st.sampled_from(SEATS), max_size=2, unique=True),
+    )
+    def release(self, hold_id: str, by: str, release_id: str, fingerprint: str, named: list[str]) -> None:
+        by = self._mostly_own(hold_id, by)
+        expected = self.model.release(hold_id, by, release_id, fingerprint, tuple(named))
+
+        async def act(hall: Hall) -> Any:
+            return await seats.release(
+                hall.gate,
+                hall.sale,
+                hold_id=hold_id,
+                buyer_id=buyer(by),
+                release_id=release_id,
+                fingerprint=fingerprint,
+                seat_nos=named,
+            )
+
+        assert self.ask(act) == expected
+
+    @rule(hold_id=holds, by=NAMES, payment_id=FEW_IDS)
+    def pay(self, hold_id: str, by: str, payment_id: str) -> None:
+        by = self._mostly_own(hold_id, by)
+        expected = self.model.pay(hold_id, by, payment_id)
+
+        async def act(hall: Hall) -> Any:
+            return await seats.pay(hall.gate, hall.sale, hold_id=hold_id, buyer_id=buyer(by), payment_id=payment_id)
+
+        reply = self.ask(act)
+        if expected is None:
+            assert isinstance(reply, seats.Paying), reply
+            assert [line.seat_no for line in reply.lines] == self.model.wishes[hold_id].seat_nos
+        else:
+            assert reply == expected
+
+    # How it ends.
+
+    @rule(hold_id=holds, payment_id=FEW_IDS, off=st.sampled_from((0, 0, 0, 1)))
+    def confirm(self, hold_id: str, payment_id: str, off: int) -> None:
+        fence = self._fence(hold_id) + off
+        expected = self.model.confirm(hold_id, fence, payment_id)
+
+        async def act(hall: Hall) -> Any:
+            return await seats.confirm(hall.gate, hall.sale, hold_id=hold_id, fence=fence, payment_id=payment_id)
+
+        assert self.ask(act) == expected
+
+    @rule(hold_id=holds, payment_id=FEW_IDS, off=st.sampled_from((0, 0, 0, 1)))
+    def abandon(self, hold_id: str, payment_id: str, off: int) -> None:
+        fence = self._fence(hold_id) + off
+        expected = self.model.abandon(hold_id, fence, payment_id)
+
+        async def act(hall: Hall) -> Any:
+            return await seats.abandon(hall.gate, hall.sale, hold_id=hold_id, fence=fence, payment_id=payment_id)
+
+        assert self.ask(act) == expected
+
+    @rule(hold_id=holds, gone=st.lists(st.sampled_from(SEATS), max_size=3), goes_next=st.booleans())
+    def restore(self, hold_id: str, gone: list[str], *, goes_next: bool) -> None:
+        wish = self.model.wishes.get(hold_id)
+        if wish is None or wish.state not in {"SOLD", "ENDED"}:
+            return
+        # What Postgres claims for this hold: the seats it sold and did not give back.
+        claims = [
+            seats.Claim(seat_no)
+            if seat_no in gone or wish.state == "ENDED"
+            else seats.Claim(seat_no, hold_id, wish.fence)
+            for seat_no in wish.seat_nos
+        ]
+        expected = self.model.give_back(wish, tuple(gone), "ADMIN")
+
+        async def act(hall: Hall) -> Any:
+            return await seats.restore(
+                hall.gate,
+                hall.sale,
+                hold_id=hold_id,
+                fence=wish.fence,
+                buyer_id=buyer(wish.by),
+                reason="ADMIN",
+                goes_next=goes_next,
+                claims=claims,
+            )
+
+        assert self.ask(act) == expected
+
+    # Time, and what follows from it.
+
+    @rule(hold_id=holds)
+    def let_a_hold_lapse(self, hold_id: str) -> None:
+        wish = self.model.wishes.get(hold_id)
+        if wish is not None and wish.state in {"HELD", "PAYING"}:
+            wish.lapsed = True
+            self.ask(lambda hall: hall.rewrite(hold_id, expires_at_ms=self.aged_ms))
+            self.aged_ms += 1
+
+    @rule(most=st.integers(1, 3))
+    def sweep(self, most: int) -> None:
+        async def order(hall: Hall) -> list[str]:
+            lapsed = await hall.redis.zrangebyscore(hall.sale.keys.deadlines, 0, self.aged_ms)
+            return [hold_id.decode() for hold_id in lapsed]
+
+        lapsed = self.ask(order)
+        for hold_id in lapsed[:most]:
+            self.model.end(self.model.wishes[hold_id], "EXPIRED")
+        reply = self.ask(lambda hall: seats.expire(hall.gate, hall.sale, most=most))
+        assert reply == seats.Expired(len(lapsed[:most]), len(lapsed[most:]), 0)
+
+    @rule(hold_id=holds, persisted=st.booleans())
+    def forget(self, hold_id: str, *, persisted: bool) -> None:
+        wish = self.model.wishes.get(hold_id)
+        if wish is None or wish.state not in {"SOLD", "ENDED"}:
+            return
+        if persisted:
+            self.model.persisted_n = self.model.outbox_n
+            self.ask(lambda hall: hall.set(outbox_persisted_n=self.model.outbox_n))
+        trimmed = wish.state == "ENDED" or wish.sold_n <= self.model.persisted_n
+        lapsed = [w for w in self.model.wishes.values() if w.state == "HELD" and w.lapsed]
+
+        async def act(hall: Hall) -> Any:
+            ended = hall.sale.keys.ended
+            since = await hall.redis.zscore(ended, hold_id)
+            await hall.redis.zadd(ended, {hold_id: 1})
+            reply = await seats.expire(hall.gate, hall.sale, most=20)
+            await hall.redis.zadd(ended, {hold_id: since}, xx=True)
+            return reply
+
+        assert self.ask(act) == seats.Expired(len(lapsed), 0, int(trimmed))
+        for each in lapsed:
+            self.model.end(each, "EXPIRED")
+        if trimmed:
+            self.model.forget(wish)
+
+    @rule(most=st.integers(1, 3), hold_id=holds)
+    def let_a_payment_be_overdue(self, most: int, hold_id: str) -> None:
+        wish = self.model.wishes.get(hold_id)
+        if wish is None or wish.state != "PAYING":
+            return
+        self.ask(lambda hall: hall.rewrite(hold_id, pay_deadline_ms=self.aged_ms))
+        self.aged_ms += 1
+        reply = self.ask(lambda hall: seats.overdue(hall.gate, hall.sale, most=most))
+        assert all(self.model.wishes[each.hold_id].payment == each.payment_id for each in reply.holds)
+        assert 1 <= len(reply.holds) <= most
+
+    @rule(room=st.sampled_from(("off", "open")))
+    def turn_the_room(self, room: str) -> None:
+        self.ask(lambda hall: hall.set(room=room))
+
+    # Always.
+
+    @rule(hold_id=holds)
+    def find(self, hold_id: str) -> None:
+        found = self.ask(lambda hall: seats.find(hall.gate, hall.sale, hold_id=hold_id))
+        wish = self.model.wishes.get(hold_id)
+        if wish is None:
+            assert found == NotFound()
+        else:
+            assert (found.state, found.fence, found.buyer_id) == (wish.shown, wish.fence, buyer(wish.by))
+            assert [line.seat_no for line in found.lines] == wish.seat_nos
+            assert (found.reason or "") == (wish.why if wish.shown == "ENDED" else "")
+
+    @invariant()
+    def seats_stand_as_the_model_says(self) -> None:
+        expected = {BLOCKED: "BLOCKED"} | dict.fromkeys(self.model.bought, "SOLD")
+        for wish in self.model.wishes.values():
+            expected |= {} if wish.state == "ENDED" else dict.fromkeys(wish.seat_nos, wish.state)
+        assert self.runner.run(self.valkey.statuses()) == expected
+
+    @invariant()
+    def both_stores_hold_the_same(self) -> None:
+        self.ask(_contents)
+
+    @invariant()
+    def what_is_true_of_every_sale_is_true(self) -> None:
+        self.runner.run(self.valkey.check())
+
+    def _mostly_own(self, hold_id: str, by: str) -> str:
+        wish = self.model.wishes.get(hold_id)
+        return by if wish is None or by == "cat" else wish.by
+
+    def _fence(self, hold_id: str) -> int:
+        wish = self.model.wishes.get(hold_id)
+        return wish.fence if wish else 1
+
+
+def _timeless(answer: Any) -> Any:
+    """An answer or contents without what tells a time."""
+    if isinstance(answer, Reply | seats.Hold):
+        fields = {name: getattr(answer, name) for name in answer.__struct_fields__}
+        return type(answer), _timeless(fields)
+    if isinstance(answer, dict):
+        return {name: _timeless(value) for name, value in answer.items() if name not in TIMES}
+    if isinstance(answer, list):
+        return [_timeless(value) for value in answer]
+    return answer
+
+
+async def _contents(hall: Hall) -> dict[str, Any]:
+    """Everything that the sale has in this store."""
+    keys, redis = hall.sale.keys, hall.redis
+    hashes = {
+        name: await redis.hgetall(getattr(keys, name)) for name in ("sale", "seats", "buyers", "prices", "tokens")
+    }
+    sets = ("deadlines", "paying", "ended", "active", "returned", "ended_tokens_at")
+    return {
+        **{name: {k.decode(): v.decode() for k, v in rows.items()} for name, rows in hashes.items()},
+        **{name: sorted(await redis.zrange(getattr(keys, name), 0, -1)) for name in sets},
+        "ended_tokens": await redis.hgetall(keys.ended_tokens),
+        "records": await hall.records(),
+        "journal": await hall.entries("journal"),
+        "outbox": await hall.entries("outbox"),
+    }
+
+
+@pytest.mark.timeout(600)
+def test_seats_behave_alike_on_valkey_on_fakeredis_and_in_the_model(valkey_server: embedded.Server) -> None:
+    class OnThisServer(Seats):
+        url = valkey_server.url
+
+    run_state_machine_as_test(
+        OnThisServer,
+        settings=settings(
+            max_examples=30,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        ),
+    )
