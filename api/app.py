@@ -23,6 +23,7 @@ from api import (
     reservations,
     sales,
     seats,
+    waiting_room,
 )
 from api.answers import refuse
 from api.face import Face
@@ -38,6 +39,7 @@ DOMAINS: tuple[Routes, ...] = (
     sales.routes,
     catalogue.routes,
     seats.routes,
+    waiting_room.routes,
     reservations.routes,
     payments.routes,
     health.routes,

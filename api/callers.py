@@ -1,12 +1,12 @@
 """Who may call a route: anyone, a user, whoever stands in a line, an operator whose key has the scope."""
 
-import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from api.problems import NotSignedIn, Refused, ScopeMissing, invalid
 from engine import accounts
+from engine.tokens import visitor_owner
 
 if TYPE_CHECKING:
     from api.operations import Request
@@ -60,7 +60,7 @@ def visitor_of(request: "Request") -> str | None:
         return None
     if not SECRET_MIN <= len(secret) <= SECRET_MAX or not secret.isascii():
         raise invalid("Visitor-Secret", f"Expected {SECRET_MIN} to {SECRET_MAX} ASCII characters")
-    return "v" + hashlib.sha256(secret).digest()[:16].hex()
+    return visitor_owner(secret.decode())
 
 
 ANYONE = Caller(_anyone)

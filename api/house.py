@@ -14,6 +14,7 @@ import asyncpg
 from api.clock import Clock
 from api.problems import FAULTS
 from api.seats import SeatMaps
+from api.waiting_room import PassDesk
 from engine import accounts, installation
 from engine.accounts import TOKEN_LIFETIME_S, Passwords, UserTokens
 from engine.payments import Till, Waiters
@@ -21,11 +22,14 @@ from engine.sales import SaleBook
 from engine.settings import Settings
 from engine.stores.connections import Stores, open_stores
 from engine.stores.scripts import Gate
-from engine.tokens import QueueTokens
+from engine.tokens import Passes, QueueTokens, find_pass_keys
+from engine.waiting_room import REFRESH_EVERY_S, Rooms
 
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 1.0
+# New keys of passes sign ten minutes after they were published, so a minute late is early enough.
+KEYS_REFRESH_S = 60.0
 
 
 @dataclass
@@ -42,6 +46,8 @@ class House:
     seat_maps: SeatMaps
     queue_tokens: QueueTokens
     till: Till
+    rooms: Rooms
+    passes: PassDesk
     ticket_key: bytes
     in_flight: int = 0
 
@@ -69,18 +75,22 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
             threads=max(1, (os.cpu_count() or 1) // settings.workers),
         )
         stack.callback(passwords.close)
+        book = SaleBook(postgres)
+        passes = Passes(await find_pass_keys(postgres))
         waiters = await stack.enter_async_context(Waiters(postgres, stores.listener).listening())
         house = House(
             settings=settings,
             stores=stores,
             currency=shared.currency,
             clock=Clock(await postgres.fetchval("SELECT now()")),
-            book=SaleBook(postgres),
+            book=book,
             user_tokens=UserTokens(shared.secret),
             passwords=passwords,
             seat_maps=SeatMaps(stores),
             queue_tokens=QueueTokens(shared.secret),
             till=Till(stores.gate, postgres, waiters),
+            rooms=Rooms(stores.gate, book),
+            passes=PassDesk(passes),
             ticket_key=hmac.digest(shared.secret.encode(), b"ticket codes", "sha256"),
         )
         await refresh_people(house)
@@ -89,6 +99,8 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
             _running(
                 _every(REFRESH_S, partial(refresh_people, house)),
                 _every(REFRESH_S, house.book.refresh),
+                _every(REFRESH_EVERY_S, house.rooms.refresh),
+                _every(KEYS_REFRESH_S, partial(_refresh_keys, postgres, passes)),
             )
         )
         yield house
@@ -110,6 +122,11 @@ async def refresh_people(house: House) -> None:
     """Take over the time, and who was wiped since a token that is still valid was made."""
     house.clock.set(await house.postgres.fetchval("SELECT now()"))
     house.user_tokens.wiped.update(await accounts.find_wiped(house.postgres, within_s=TOKEN_LIFETIME_S))
+
+
+async def _refresh_keys(postgres: asyncpg.Pool, passes: Passes) -> None:
+    """Sign with, and publish, what another process may have rotated in."""
+    passes.use(await find_pass_keys(postgres))
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[object]]) -> None:

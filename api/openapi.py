@@ -19,6 +19,7 @@ REF = "#/components/schemas/{name}"
 PROBLEM_JSON = "application/problem+json"
 
 SAYS = {
+    "Cache-Control": "How long a cache may tell this to others.",
     "ETag": "The version of the record.",
     "Idempotent-Replayed": "`true` where an earlier request with this key took effect.",
     "Location": "Where the outcome will stand.",

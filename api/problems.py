@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from redis.exceptions import RedisError
 
 from api.clock import Time, rfc3339
-from engine import accounts, payments, seats
+from engine import accounts, payments, seats, waiting_room
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SlowDown
 from engine.sales import StaleVersion
 from engine.stores.coalesce import Overdue
@@ -181,6 +181,7 @@ PROBLEMS: dict[type[Reply], Problem] = {
     MethodNotAllowed: Problem(405),
     accounts.EmailTaken: Problem(409),
     LimitReached: Problem(409),
+    waiting_room.QueueClosed: Problem(409),
     seats.SeatTaken: Problem(409, _taken),
     seats.SaleNotOpen: Problem(409, _opening),
     seats.SaleClosed: Problem(409),

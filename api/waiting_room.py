@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from api.answers import Answer, Document, answer, encode
+from api.answers import Answer, Document, encode
 from api.callers import PERSON, visitor_of
 from api.clock import Time, rfc3339
 from api.operations import Empty, Header, Request, Routes
@@ -14,9 +14,9 @@ from api.problems import NotAdmitted, Refused, invalid, not_admitted
 from engine import seats, waiting_room
 from engine.refusals import Busy, NotFound
 from engine.sales import Sale
-from engine.stores.replies import SaleRebuilding
+from engine.stores.replies import Reply, SaleRebuilding
 from engine.tokens import Passes, QueueToken
-from engine.waiting_room import AdmittedWithoutNumber, Eta, Joined, Left, Place, QueueClosed, Room, Tied
+from engine.waiting_room import POLL_MAX_MS, AdmittedWithoutNumber, Eta, Joined, Left, Place, QueueClosed, Room, Tied
 
 routes = Routes("The line")
 
@@ -175,11 +175,24 @@ async def leave(request: Request, sale_id: str) -> Answer:
     presented = await _presented(request, sale)
     await _release_all(request, sale)
     token = presented.token
-    left = await waiting_room.leave(house.gate, sale, owner=token.owner, queue_no=token.queue_no)
+    left: Reply = Left(queue_no=0, status="LEFT")  # where no line is kept, there is nothing more to leave
+    if token.queue_no:
+        left = await waiting_room.leave(house.gate, sale, owner=token.owner, queue_no=token.queue_no)
     if not isinstance(left, Left):
         raise Refused(left)
     room = await _room(request, sale)
-    return _answer(request, sale, house.rooms.ended(room, left), presented, 200)
+    room.kept.pop((token.owner, token.queue_no), None)
+    place = Place(
+        epoch=sale.epoch,
+        queue_no=left.queue_no,
+        status=left.status,
+        ahead=0,
+        eta=Eta(known=False),
+        expires_at_ms=0,
+        poll_after_ms=POLL_MAX_MS,
+        now_ms=room.now_ms,
+    )
+    return _answer(request, sale, place, presented, 200)
 
 
 async def place_in_line(request: Request, sale: Sale) -> int:

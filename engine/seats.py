@@ -345,6 +345,18 @@ async def find(gate: Gate, sale: Sale, *, hold_id: str) -> Hold | NotFound | Una
     )
 
 
+async def find_open(gate: Gate, sale: Sale, *, buyer_id: str) -> tuple[str, ...]:
+    """List the holds of a buyer that have not ended, those being paid too. Raises StoreUnavailable."""
+    try:
+        row: bytes | None = await gate.redis.hget(sale.keys.buyers, buyer_id)
+    except RedisError as fault:
+        raise StoreUnavailable(f"the holds of sale {sale.sale_id} cannot be read: {fault}") from fault
+    if row is None:
+        return ()
+    _sold, _ended, open_holds = row.decode().split(" ")
+    return tuple([hold_id for hold_id in open_holds.split(",") if hold_id])
+
+
 async def extend(
     gate: Gate, sale: Sale, *, hold_id: str, buyer_id: str, extension_id: str, fingerprint: str
 ) -> ExtendedAnswer:
