@@ -52,22 +52,23 @@ def operations() -> list[Operation]:
     return [operation for domain in DOMAINS for operation in domain.operations]
 
 
-def create_app(settings: Settings, more: Sequence[Routes] = (), handlers: Sequence[HTTPRouteHandler] = ()) -> Litestar:
+def create_app(settings: Settings, more: Sequence[Routes] = (), handlers: Sequence[HTTPRouteHandler] = ()) -> Face:
     """Make the application; it opens its stores when it starts, and closes them after its last answer.
 
     `more` are routes beside ours, and `handlers` such as the framework itself carries out: the benchmarks measure
     against both.
     """
     every = [*operations(), *[operation for domain in more for operation in domain.operations]]
-    face = Face([*every, *docs.operations(openapi.document_of(every, version=version("lastseat")))])
+    described = openapi.document_of(every, version=version("lastseat"))
+    face = Face([*every, *docs.operations(described)], shared=bool(settings.cors_origins))
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         async with open_house(settings) as face.house:
             yield
 
-    return Litestar(
-        route_handlers=[asgi("/", is_mount=True, copy_scope=False)(face), *handlers],
+    face.framework = Litestar(
+        route_handlers=[asgi("/", is_mount=True, copy_scope=False)(face.serve), *handlers],
         lifespan=[lifespan],
         state=State({"face": face}),
         exception_handlers={HTTPException: _unserved},
@@ -75,6 +76,7 @@ def create_app(settings: Settings, more: Sequence[Routes] = (), handlers: Sequen
         openapi_config=None,
         logging_config=None,
     )
+    return face
 
 
 def _unserved(_request: Request[Any, Any, Any], fault: HTTPException) -> Response[bytes]:

@@ -1,8 +1,9 @@
-"""Every operation under its method and path, as one bare ASGI application.
+"""Every operation under its method and path, as one bare ASGI application before the framework's own.
 
-It stands under the framework's own application and takes every request whole: on two cores that answers three times as
-many polls as handlers whose parameters, bodies and responses the framework makes. (Single paths cannot be bound to bare
-handlers: with an id in the path, Litestar 2.25 fails with a KeyError.)
+What it knows it answers whole; the framework starts and stops it, lets other origins in, and answers everything else. A
+request through a handler whose parameters, body and response the framework makes costs about four times as much, and
+most requests of a sale are polls. (Nor can Litestar 2.25 bind a bare handler to a path with an id in it: that is a
+KeyError.)
 """
 
 import asyncio
@@ -12,7 +13,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-from litestar.types import HTTPScope, Receive, Send
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from api import bodies, metrics, problems
 from api.answers import Answer, refuse
@@ -33,11 +35,14 @@ BUSY = refuse(problems.BUSY, 0)
 
 
 class Face:
-    """Answers every request from its `house`."""
+    """Answers what it knows from its `house`, and hands the rest to the `framework`."""
 
     house: "House"
+    framework: ASGIApp
 
-    def __init__(self, operations: Sequence[Operation]) -> None:
+    def __init__(self, operations: Sequence[Operation], *, shared: bool = False) -> None:
+        # Browsers of other origins are let in by the framework.
+        self._shared = shared
         # A node knows its children by segment, the place of an id by None, and the methods that end there by "".
         self._root: dict[str | None, Any] = {}
         for operation in operations:
@@ -45,6 +50,28 @@ class Face:
             for segment in operation.path.split("/")[1:]:
                 node = node.setdefault(None if segment.startswith("{") else segment, {})
             node.setdefault("", {})[operation.method] = operation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or let the framework do it."""
+        if scope["type"] == ScopeType.HTTP and not (
+            self._shared and any(name == b"origin" for name, _ in scope["headers"])
+        ):
+            methods, presented = self._find(scope["path"])
+            if methods:
+                await self._serve(methods, presented, scope, receive, send)
+                return
+        await self.framework(scope, receive, send)
+
+    async def serve(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        """Answer a request that the framework hands back, also for a path that nobody knows."""
+        # A mounted application is told the rest of the path, without its first slash and with a last one.
+        scope["path"] = "/" + scope["path"].strip("/")
+        methods, presented = self._find(scope["path"])
+        if methods:
+            await self._serve(methods, presented, scope, receive, send)
+        else:
+            await _send(refuse(NotFound(), 0), send)
+            metrics.observe("other", "unknown", 404, 0.0)
 
     def _find(self, path: str) -> tuple[dict[str, Operation], list[str]]:
         """The operations of a path by method, and the ids in it."""
@@ -59,19 +86,38 @@ class Face:
                 return {}, []
         return node.get("", {}), presented
 
-    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        """Answer one request, whatever happens."""
+    async def _serve(
+        self,
+        methods: Mapping[str, Operation],
+        presented: Sequence[str],
+        scope: HTTPScope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
         began = perf_counter()
-        # A mounted application is told the rest of the path, without its first slash and with a last one.
-        scope["path"] = "/" + scope["path"].strip("/")
-        methods, presented = self._find(scope["path"])
         operation = methods.get(scope["method"])
         if operation is None:
-            refused = self._refuse_unrouted(methods)
-            await _send(refused, send)
-            metrics.observe("other", "unknown", refused.status, perf_counter() - began)
+            allow = (b"allow", ", ".join(sorted(methods)).encode())
+            await _send(refuse(problems.MethodNotAllowed(), 0, allow), send)
+            metrics.observe("other", "unknown", 405, 0.0)
             return
-        deadline = _Deadline(operation.deadline_s, send)
+        if operation.deadline_s is None:
+            given = await self._run(operation, presented, scope, receive)
+            await _send(given, send)
+        else:
+            given = await self._run_in_time(operation, operation.deadline_s, presented, scope, receive, send)
+        metrics.observe(operation.method, operation.path, given.status, perf_counter() - began)
+
+    async def _run_in_time(
+        self,
+        operation: Operation,
+        seconds: float,
+        presented: Sequence[str],
+        scope: HTTPScope,
+        receive: Receive,
+        send: Send,
+    ) -> Answer:
+        deadline = _Deadline(seconds, send)
         given = BUSY
         try:
             given = await self._run(operation, presented, scope, receive)
@@ -82,16 +128,9 @@ class Face:
             deadline.stop()
         if deadline.answering is None:
             await _send(given, send)
-        else:
-            given = BUSY
-            await deadline.answering
-        metrics.observe(operation.method, operation.path, given.status, perf_counter() - began)
-
-    def _refuse_unrouted(self, methods: Mapping[str, Operation]) -> Answer:
-        now_ms = self.house.clock.now_ms
-        if not methods:
-            return refuse(NotFound(), now_ms)
-        return refuse(problems.MethodNotAllowed(), now_ms, (b"allow", ", ".join(sorted(methods)).encode()))
+            return given
+        await deadline.answering
+        return BUSY
 
     async def _run(self, operation: Operation, presented: Sequence[str], scope: HTTPScope, receive: Receive) -> Answer:
         house = self.house

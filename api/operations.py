@@ -138,7 +138,8 @@ class Operation:
     sends: tuple[str, ...]
     """Response headers of its own, by name."""
     body_max: int
-    deadline_s: float
+    deadline_s: float | None
+    """None where everything that is waited for has a bound of its own."""
     tag: str
 
     @cached_property
@@ -225,7 +226,7 @@ class Routes:
         reads: Sequence[Header] = (),
         sends: Sequence[str] = (),
         body_max: int = BODY_MAX,
-        deadline_s: float = DEADLINE_S,
+        deadline_s: float | None = DEADLINE_S,
     ) -> Callable[[Handler], Handler]:
         """Declare the operation that a handler carries out; its docstring is the operation's summary."""
 

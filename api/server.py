@@ -3,19 +3,22 @@
 import asyncio
 import logging
 import os
+import signal
 import tempfile
+from typing import TYPE_CHECKING
 
 import asyncpg
 from granian import Granian
 from granian.constants import Interfaces, Loops
 from granian.log import LogLevels
-from litestar import Litestar
 
-from api.app import create_app
 from engine import installation
 from engine.settings import Settings
 from engine.stores import embedded, migrations
 from engine.stores.connections import open_postgres
+
+if TYPE_CHECKING:
+    from api.face import Face
 
 # Connections that wait to be accepted while a process is busy, and those it keeps open at once: a waiting crowd holds
 # many and uses few.
@@ -36,6 +39,9 @@ def serve(settings: Settings, target: str = "api.server:application") -> None:
             print(f"Admin key, shown this once: {key}", flush=True)  # noqa: T201 - an operator reads it here
         # The processes read their settings as this one did; the library of metrics reads its own variable.
         os.environ.update(known.to_environment(), PROMETHEUS_MULTIPROC_DIR=counted)
+        # A process that is told to stop before it has begun must not take that for its parent's affair: the handlers
+        # are inherited, and the process would serve on until it is killed.
+        os.register_at_fork(after_in_child=_stop_at_once_when_told)
         Granian(
             target,
             address=known.host,
@@ -53,8 +59,17 @@ def serve(settings: Settings, target: str = "api.server:application") -> None:
         ).serve()
 
 
-def application() -> Litestar:
+def _stop_at_once_when_told() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def application() -> "Face":
     """Make the application of one process; its settings are in the environment."""
+    # Not before the processes part: the library of metrics looks at its variable when it is imported, and what the
+    # parent has imported its children have, too.
+    from api.app import create_app  # noqa: PLC0415
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     return create_app(Settings.from_environment(os.environ))
 

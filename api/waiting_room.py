@@ -129,6 +129,7 @@ async def join(request: Request, sale_id: str, body: Empty) -> Answer:  # noqa: 
     "/v1/sales/{sale_id}/queue/token",
     {200: TokenDocument, 304: None},
     caller=PERSON,
+    deadline_s=None,
     reads=(OWN_TOKEN, KNOWN),
     sends=("ETag", "Retry-After"),
     refusals=(NotAdmitted, SaleRebuilding),

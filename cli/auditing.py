@@ -41,14 +41,15 @@ async def audit_installation(settings: Settings, *, history: Path | None, settle
 
 def show(report: Report, console: Console) -> None:
     """Show a report as a table, what breaks an invariant below it."""
-    table = Table(title=f"Audit of {report.sales:,} sales", title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    table.add_column("invariant")
-    table.add_column("looked at", style="dim")
+    of = "one sale" if report.sales == 1 else f"{report.sales:,} sales"
+    table = Table(title=f"Audit of {of}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column()
     table.add_column("holds")
+    table.add_column("invariant", no_wrap=True)
+    table.add_column("looked at", style="dim")
     for check in report.checks:
         looked_at = ", ".join(f"{count:,} {what}" for what, count in check.looked_at.items())
-        table.add_row(check.invariant, check.title, looked_at, Text.from_markup(MARKS[check.verdict]))
+        table.add_row(check.invariant, Text.from_markup(MARKS[check.verdict]), check.title, looked_at)
     console.print(table)
     for check in report.checks:
         for finding in check.findings:

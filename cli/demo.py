@@ -129,8 +129,8 @@ class Operator:
         concert = msgspec.json.decode(made.body, type=Concert)
         room = {
             "state": "open",
-            # A tenth of the crowd shops at once; the rate is what the shop could bear and the room does not reach.
-            "active_max": max(20, buyers // 10),
+            # An eighth of the crowd shops at once; the rate is what the shop could bear and the room does not reach.
+            "active_max": max(50, buyers // 8),
             "admitted_per_minute_max": 60_000,
             "entry_s": 10,
             "session_s": 60,
@@ -246,8 +246,8 @@ async def _summarise(settings: Settings, concert: Concert, tally: Tally, took_s:
         await postgres.close()
     journeys = sum(tally.endings.values())
     console.print(
-        f"\n[bold]{tally.stages['sold']:,} of {concert.seats_total:,} seats sold[/] to {tally.endings['bought']:,} of "
-        f"{journeys:,} people in {took_s:.1f} s; {tally.repeats:,} requests were repeated\n",
+        f"\n[bold]{journeys:,} journeys, {tally.stages['sold']:,} of {concert.seats_total:,} seats sold[/] "
+        f"to {tally.endings['bought']:,} people in {took_s:.1f} s; {tally.repeats:,} requests were repeated.\n",
         highlight=False,
     )
     endings = _table("how it ended", "people")
@@ -263,6 +263,7 @@ async def _summarise(settings: Settings, concert: Concert, tally: Tally, took_s:
         )
     times.add_row("persist lag", f"{lag['payments']:,}", f"{lag['p50_ms']:.1f}", f"{lag['p99_ms']:.1f}")
     console.print(Columns([endings, refusals, times], padding=(0, 4)))
+    console.print("\n[dim]persist lag: from the funds being set aside to the sale standing in Postgres[/]")
     for fault in tally.faults[:3]:
         console.print(f"no answer: {fault}", style="yellow", highlight=False)
     console.print()

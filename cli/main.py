@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 
 from cli import lifeline
-from cli.processes import ProcessFault
+from cli.processes import METRICS_FOLDER, ProcessFault
 from engine.installation import CurrencyChanged
 from engine.settings import Settings, SettingsFault
 from engine.stores.connections import StoreUnavailable, UnsafeStore
@@ -34,6 +35,8 @@ FAULTS = (
     OSError,
 )
 """What is answered in a line and not in a stack: somebody else can do something about it."""
+
+LOG_WIDTH = 120
 
 
 class Verbs(click.Group):
@@ -66,12 +69,17 @@ def _settings() -> Settings:
     return Settings.from_environment(os.environ)
 
 
+def _console() -> Console:
+    # Where nobody looks on, a line is as long as a log's.
+    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
+
+
 @main.command()
 def up() -> None:
     """Run everything here: stores, API and worker, until Ctrl-C."""
     from cli import up as running_here  # noqa: PLC0415 - each verb loads what it needs
 
-    running_here.up(_settings(), Console())
+    running_here.up(_settings(), _console())
 
 
 @main.command()
@@ -84,7 +92,7 @@ def demo(*, once: bool, buyers: int, seed: int | None) -> None:
     """Sell out a concert to a crowd that comes all at once, then prove that nothing went wrong."""
     from cli import demo as demonstration  # noqa: PLC0415
 
-    console = Console()
+    console = _console()
     stays = console.is_terminal and not once
     held = demonstration.demo(_settings(), console, stays=stays, buyers=buyers, seed=seed)
     sys.exit(0 if held else 1)
@@ -97,11 +105,15 @@ _follow = click.option("--follow", type=int, hidden=True, help="The process whos
 @_follow
 def api(follow: int | None) -> None:
     """Serve the API."""
-    from api import server  # noqa: PLC0415
-
+    settings = _settings()
     if follow:
         lifeline.follow(follow)
-    server.serve(_settings())
+    with tempfile.TemporaryDirectory(prefix="lastseat-metrics-") as counted:
+        # The library of metrics looks once, when it is imported, whether several processes count together.
+        os.environ.setdefault(METRICS_FOLDER, counted)
+        from api import server  # noqa: PLC0415
+
+        server.serve(settings)
 
 
 @main.command()
@@ -112,7 +124,7 @@ def worker(follow: int | None) -> None:
 
     if follow:
         lifeline.follow(follow)
-    working.work(_settings(), Console())
+    working.work(_settings(), _console())
 
 
 @main.command()
@@ -134,7 +146,7 @@ def audit(*, as_json: bool, history: Path | None, settle: float) -> None:
     if as_json:
         click.echo(msgspec.json.encode(report))
     else:
-        auditing.show(report, Console())
+        auditing.show(report, _console())
     sys.exit({"true": 0, "false": 1, "unknown": 2}[report.verdict])
 
 
@@ -148,7 +160,7 @@ def doctor(*, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(examination))
     else:
-        examining.show(examination, Console())
+        examining.show(examination, _console())
     sys.exit(0 if examination.well else 1)
 
 

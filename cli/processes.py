@@ -6,8 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 25.0
 PORT_FREE_WITHIN_S = 5.0
 LINES_SHOWN = 15
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class ProcessFault(Exception):
@@ -50,7 +52,11 @@ class Child:
 def running(verbs: list[str], settings: Settings, *, logs: Path | None = None) -> Iterator[list[Child]]:
     """Run these verbs until the block ends; the last one started is the first one stopped."""
     with ExitStack() as stack:
-        yield [stack.enter_context(_running(verb, settings, logs)) for verb in verbs]
+        # All of them count into one folder, so that the API can tell what the worker counted.
+        counted = stack.enter_context(tempfile.TemporaryDirectory(prefix="lastseat-metrics-"))
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        environ |= {**settings.to_environment(), METRICS_FOLDER: counted}
+        yield [stack.enter_context(_running(verb, environ, logs)) for verb in verbs]
 
 
 def wait_until_ready(children: list[Child], settings: Settings) -> None:
@@ -113,8 +119,7 @@ def free_port(host: str) -> int:
 
 
 @contextmanager
-def _running(verb: str, settings: Settings, logs: Path | None) -> Iterator[Child]:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+def _running(verb: str, environ: Mapping[str, str], logs: Path | None) -> Iterator[Child]:
     with ExitStack() as stack:
         log = None
         output = None
@@ -122,13 +127,13 @@ def _running(verb: str, settings: Settings, logs: Path | None) -> Iterator[Child
             logs.mkdir(parents=True, exist_ok=True)
             log = logs / f"{verb}.log"
             output = stack.enter_context(log.open("wb"))
-        process = subprocess.Popen(  # noqa: S603 - our own program
+        process = subprocess.Popen(
             # -P: a folder that happens to be called cli, where the operator stands, is not our program.
             [sys.executable, "-P", "-m", "cli.main", verb, "--follow", str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
-            env={**environ, **settings.to_environment()},
+            env=environ,
             # A Ctrl-C is for us: we stop them, in order.
             start_new_session=True,
         )

@@ -20,6 +20,13 @@ LOOK_EVERY_S = 0.5
 def up(settings: Settings, console: Console) -> None:
     """Run everything until Ctrl-C, SIGTERM, or the end of one of the processes."""
     stop_as_by_ctrl_c()
+    try:
+        _run(settings, console)
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+
+
+def _run(settings: Settings, console: Console) -> None:
     if not processes.wait_until_free(settings.host, settings.port):
         raise ProcessFault(f"Port {settings.port} of {settings.host} is taken. Name another one: {variable('port')}=…")
     with embedded.provide(settings) as known:
@@ -27,16 +34,13 @@ def up(settings: Settings, console: Console) -> None:
         with processes.running(VERBS, known) as children:
             processes.wait_until_ready(children, known)
             address = address_of(known)
-            console.print(f"API    {address}")
-            console.print(f"Docs   {address}/docs")
+            console.print(f"API    {address}", highlight=False)
+            console.print(f"Docs   {address}/docs", highlight=False)
             show_key(key, console)
             console.print("Ctrl-C stops it.")
-            try:
-                while True:
-                    time.sleep(LOOK_EVERY_S)
-                    processes.raise_if_ended(children)
-            except KeyboardInterrupt:
-                console.print("Stopping …")
+            while True:
+                time.sleep(LOOK_EVERY_S)
+                processes.raise_if_ended(children)
 
 
 def address_of(settings: Settings) -> str:

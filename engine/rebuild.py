@@ -29,7 +29,7 @@ from engine.stores.keys import SaleKeys
 from engine.stores.outbox import Divergence, Entry, Handler, OwnershipLost, Reader, Stream
 from engine.stores.queries import Connection
 from engine.stores.replies import Refusal, Reply, SaleUnknown, StaleEpoch
-from engine.stores.scripts import Argument, Script
+from engine.stores.scripts import Argument, Gate, Script
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +144,9 @@ async def ensure_open(stores: Stores, sale_id: str, *, within_s: float = 30.0) -
 
     A worker opens new sales by itself; this is for whoever made one and wants to sell it at once.
     """
+    deadline = asyncio.timeout(within_s)
     try:
-        async with asyncio.timeout(within_s) as deadline:
+        async with deadline:
             while (await _find(stores, sale_id)).store_state != "open":
                 async with _owning(stores.postgres, sale_id) as generation:
                     if generation is None:
@@ -176,7 +177,10 @@ def handlers(sale: Sale) -> Mapping[Stream, Handler]:
     async def bury(_connection: Connection, _entry: Entry) -> str | None:
         return None
 
-    return {"outbox": settlement.handler(sale), "journal": Handler(apply=apply, bury=bury)}
+    async def resync(gate: Gate, connection: Connection) -> None:
+        await waiting_room.resync(gate, connection, sale)
+
+    return {"outbox": settlement.handler(sale), "journal": Handler(apply=apply, bury=bury, resync=resync)}
 
 
 # Steps 1 to 3 ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import msgspec
 from engine import seats
 from engine.sales import Sale, SaleBook
 from engine.stores import queries
-from engine.stores.outbox import Entry
+from engine.stores.outbox import BadEntry, Entry
 from engine.stores.queries import Connection
 from engine.stores.replies import Refusal, SaleRebuilding, SaleUnknown, StaleEpoch
 from engine.stores.scripts import Gate
@@ -82,6 +82,15 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
     prices: tuple[int, ...]
 
 
+class Standing(msgspec.Struct):
+    """A row that is locked: how it stands, and the seats that it holds or claims."""
+
+    user_id: str
+    status: str
+    fence: int
+    seat_nos: list[str]
+
+
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
@@ -138,25 +147,24 @@ async def record(connection: Connection, sale: Sale, entries: Sequence[Entry]) -
     """Write what the journal says of holds: held, extended, released, expired; other kinds are passed over.
 
     The facts of one hold are folded, so that each row is written by one statement of a kind, in the order in which
-    a hold can live: it begins, it is extended, it gives seats back, it ends.
+    a hold can live: it begins, it is extended, it gives seats back, it ends. Raises BadEntry.
     """
     held: dict[str, Holding] = {}
     extended: dict[str, int] = {}
     released: list[tuple[str, str]] = []
     endings: dict[str, str] = {}
     for entry in entries:
-        fields = entry.fields
         match entry.kind:
             case "held":
-                held[fields["hold_id"]] = _holding(sale, entry)
+                held[entry.id("hold_id")] = _holding(sale, entry)
             case "extended":
-                extended[fields["hold_id"]] = int(fields["expires_at_ms"])
-            case "released" if fields["whole"] == "1":
-                endings[fields["hold_id"]] = "USER"
+                extended[entry.id("hold_id")] = entry.number("expires_at_ms")
+            case "released" if entry.text("whole") == "1":
+                endings[entry.id("hold_id")] = "USER"
             case "released":
-                released.extend((fields["hold_id"], seat_no) for seat_no in fields["seats"].split(","))
+                released.extend((entry.id("hold_id"), seat_no) for seat_no in entry.text("seats").split(","))
             case "expired":
-                endings[fields["hold_id"]] = "EXPIRED"
+                endings[entry.id("hold_id")] = "EXPIRED"
             case _:
                 pass
     await add(connection, list(held.values()))
@@ -167,22 +175,35 @@ async def record(connection: Connection, sale: Sale, entries: Sequence[Entry]) -
 
 
 def _holding(sale: Sale, entry: Entry) -> Holding:
-    fields = entry.fields
+    seat_nos, prices = entry.text("seats").split(","), entry.text("prices").split(",")
+    if len(seat_nos) != len(prices) or not all(price.isdecimal() for price in prices):
+        raise BadEntry(f"{entry.kind}: {prices} are not the prices of {seat_nos}")
     return Holding(
-        reservation_id=fields["hold_id"],
+        reservation_id=entry.id("hold_id"),
         sale_id=sale.sale_id,
         schedule_id=str(sale.schedule_id),
-        user_id=fields["buyer_id"],
+        user_id=entry.id("buyer_id"),
         epoch=entry.epoch,
-        fence=int(fields["fence"]),
-        queue_no=int(fields["queue_no"]),
-        fingerprint=fields["fingerprint"],
-        amount=int(fields["amount"]),
-        expires_at_ms=int(fields["expires_at_ms"]),
-        created_at_ms=int(fields["created_at_ms"]),
-        seat_nos=tuple(fields["seats"].split(",")),
-        prices=tuple(map(int, fields["prices"].split(","))),
+        fence=entry.number("fence"),
+        queue_no=entry.number("queue_no"),
+        fingerprint=entry.text("fingerprint"),
+        amount=entry.number("amount"),
+        expires_at_ms=entry.number("expires_at_ms"),
+        created_at_ms=entry.number("created_at_ms"),
+        seat_nos=tuple(seat_nos),
+        prices=tuple(map(int, prices)),
     )
+
+
+async def lock(connection: Connection, reservation_ids: Sequence[str]) -> dict[str, Standing]:
+    """Lock rows in id order and answer how they stand."""
+    rows = {
+        row["reservation_id"]: Standing(row["user_id"], row["status"], row["fence"], [])
+        for row in await SQL.lock_reservations.fetch(connection, reservation_ids)
+    }
+    for line in await SQL.find_lines.fetch(connection, reservation_ids):
+        rows[line["reservation_id"]].seat_nos.append(line["seat_no"])
+    return rows
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -194,8 +215,9 @@ async def find(
     """How a user's reservation stands: what Redis knows of the hold, unless the row has the last word."""
     row = await SQL.find_reservation.fetchrow(postgres, reservation_id, user_id)
     known = from_row(row) if row else None
-    if known is not None and known.status != "PENDING":
+    if row is not None and row["status"] != "PENDING":
         return known
+    # A deadline that has passed in the row may have been put off in Redis: the journal comes a moment later.
     found: seats.Hold | Refusal | None = None
     for sale in book.find_by_prefix(reservation_id):
         found = await seats.find(gate, sale, hold_id=reservation_id)

@@ -7,20 +7,24 @@ and fence and every seat is unclaimed. What does not stand is voided in the same
 something that was lost.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
+import asyncpg
 import msgspec
 
 from engine import reservations, waiting_room
+from engine.reservations import Standing
 from engine.sales import Sale
 from engine.stores import queries
-from engine.stores.outbox import Divergence, Entry, Handler
+from engine.stores.outbox import BadEntry, Divergence, Entry, Handler
 from engine.stores.queries import Connection
 
 SQL = queries.load("payments")
-RESERVATIONS = queries.load("reservations")
 
 LIVE = ("PENDING", "AUTHORISED", "IN_DOUBT")
+
+Resolution = Literal["AUTHORISED", "FAILED"]
 
 
 class _Balance(msgspec.Struct):
@@ -40,13 +44,6 @@ class _Payment(msgspec.Struct):
     balance_amount: int
 
 
-class _Reservation(msgspec.Struct):
-    user_id: str
-    status: str
-    fence: int
-    seat_nos: list[str]
-
-
 class _Verdict(msgspec.Struct):
     """What a batch comes to: ids by what happens to them."""
 
@@ -54,7 +51,7 @@ class _Verdict(msgspec.Struct):
     paid: list[str] = []
     sold: list[str] = []
     uses: list[tuple[str, str, int, int, int]] = []
-    ended_payments: dict[str, tuple[str, str]] = {}
+    ended_payments: dict[str, str] = {}
     endings: dict[str, str] = {}
     restores: dict[str, int] = {}
     processed: list[tuple[int, str]] = []
@@ -75,7 +72,7 @@ def cut(entries: Sequence[Entry]) -> list[list[Entry]]:
     parts: list[list[Entry]] = [[]]
     confirmed: set[str] = set()
     for entry in entries:
-        hold_id = entry.fields.get("hold_id", "")
+        hold_id = entry.id("hold_id")
         if hold_id in confirmed:
             parts.append([])
             confirmed.clear()
@@ -88,30 +85,30 @@ def cut(entries: Sequence[Entry]) -> list[list[Entry]]:
 async def settle(connection: Connection, sale: Sale, entries: Sequence[Entry]) -> None:
     """Apply facts of a sale's outbox, inside the transaction that owns it.
 
-    Raises Divergence when a fact speaks of a payment or a reservation that Postgres never had: Redis then knows
-    another history.
+    Raises Divergence for a sale whose payment or reservation Postgres never had (Redis then tells another history),
+    and BadEntry.
     """
     facts = [entry for entry in entries if entry.kind in {"confirmed", "abandoned"}]
     if not facts:
         return  # `restored` says that Redis has caught up with what is already written here
     balances = await _lock_balances(connection, facts)
     payments = await _lock_payments(connection, facts)
-    rows = await _lock_reservations(connection, facts)
+    rows = await reservations.lock(connection, [fact.id("hold_id") for fact in facts])
     claims = await _find_claims(connection, sale, rows)
 
     verdict = _Verdict()
     for entry in facts:
-        fields = entry.fields
-        payment, row = payments.get(fields["payment_id"]), rows.get(fields["hold_id"])
-        if payment is None or row is None:
+        payment, row = payments.get(entry.id("payment_id")), rows.get(entry.id("hold_id"))
+        if entry.kind == "abandoned":
+            _decide_abandoned(verdict, entry, payment, row, balances)
+        elif payment is None or row is None:
             raise Divergence(
-                f"outbox n {entry.n} ({entry.kind}) is of payment {fields['payment_id']} and hold {fields['hold_id']}, "
-                f"and Postgres has no such {'payment' if payment is None else 'reservation'}"
+                f"outbox n {entry.n}: hold {entry.id('hold_id')} was sold to payment {entry.id('payment_id')}, "
+                f"and Postgres has no such {'payment' if payment is None else 'reservation'}",
+                entry=entry,
             )
-        if entry.kind == "confirmed":
-            _decide_confirmed(verdict, fields, payment, row, balances, claims)
         else:
-            _decide_abandoned(verdict, fields, payment, balances)
+            _decide_confirmed(verdict, entry, payment, row, balances, claims)
 
     await _write(connection, sale, verdict, balances)
 
@@ -120,7 +117,7 @@ async def settle(connection: Connection, sale: Sale, entries: Sequence[Entry]) -
 
 
 async def _lock_balances(connection: Connection, facts: Sequence[Entry]) -> dict[str, _Balance]:
-    payment_ids = [fact.fields["payment_id"] for fact in facts]
+    payment_ids = [fact.id("payment_id") for fact in facts]
     return {
         row["user_id"]: _Balance(row["amount"], row["set_aside"], row["version"])
         for row in await SQL.lock_balances_of_payments.fetch(connection, payment_ids)
@@ -128,19 +125,11 @@ async def _lock_balances(connection: Connection, facts: Sequence[Entry]) -> dict
 
 
 async def _lock_payments(connection: Connection, facts: Sequence[Entry]) -> dict[str, _Payment]:
-    rows = await SQL.lock_payments.fetch(connection, [fact.fields["payment_id"] for fact in facts])
+    rows = await SQL.lock_payments.fetch(connection, [fact.id("payment_id") for fact in facts])
     return {row["payment_id"]: _Payment(**{name: row[name] for name in _Payment.__struct_fields__}) for row in rows}
 
 
-async def _lock_reservations(connection: Connection, facts: Sequence[Entry]) -> dict[str, _Reservation]:
-    rows = await RESERVATIONS.lock_reservations.fetch(connection, [fact.fields["hold_id"] for fact in facts])
-    return {
-        row["reservation_id"]: _Reservation(row["user_id"], row["status"], row["fence"], row["seat_nos"])
-        for row in rows
-    }
-
-
-async def _find_claims(connection: Connection, sale: Sale, rows: dict[str, _Reservation]) -> dict[str, str]:
+async def _find_claims(connection: Connection, sale: Sale, rows: Mapping[str, Standing]) -> dict[str, str]:
     seat_nos = [seat_no for row in rows.values() for seat_no in row.seat_nos]
     found = await SQL.find_claims.fetch(connection, sale.sale_id, seat_nos)
     return {row["seat_no"]: row["reservation_id"] for row in found}
@@ -151,26 +140,26 @@ async def _find_claims(connection: Connection, sale: Sale, rows: dict[str, _Rese
 
 def _decide_confirmed(
     verdict: _Verdict,
-    fields: dict[str, str],
+    entry: Entry,
     payment: _Payment,
-    row: _Reservation,
-    balances: dict[str, _Balance],
+    row: Standing,
+    balances: Mapping[str, _Balance],
     claims: dict[str, str],
 ) -> None:
-    hold_id, payment_id, fence = fields["hold_id"], fields["payment_id"], int(fields["fence"])
-    if payment.status == "SUCCESS" and payment.reservation_id == hold_id:
-        return  # the very same sale, told again
+    hold_id, payment_id, fence = entry.id("hold_id"), entry.id("payment_id"), entry.number("fence")
+    is_of_this_hold = payment.reservation_id == hold_id and payment.fence == fence and row.fence == fence
+    if is_of_this_hold and payment.status in {"SUCCESS", "IN_DOUBT"}:
+        return  # the very same sale told again, or one that an operator decides
     stands = (
-        payment.status == "AUTHORISED"
-        and payment.reservation_id == hold_id
-        and payment.fence == fence
+        is_of_this_hold
+        and payment.status == "AUTHORISED"
         and row.status == "PENDING"
-        and row.fence == fence
         and len(row.seat_nos) > 0
         and all(claims.get(seat_no, hold_id) == hold_id for seat_no in row.seat_nos)
     )
     if not stands:
-        _end_payment(verdict, payment_id, payment, "hold_ended", balances)
+        if is_of_this_hold:
+            _end_payment(verdict, payment_id, payment, balances)
         if row.status == "PENDING":
             verdict.endings[hold_id] = "LATE_UNFULFILLABLE"
             row.status = "CANCELLED"
@@ -181,8 +170,8 @@ def _decide_confirmed(
     verdict.confirmed.append(hold_id)
     verdict.sold.extend(row.seat_nos)
     verdict.paid.append(payment_id)
-    if fields["queue_no"] != "0":
-        verdict.processed.append((int(fields["queue_no"]), fields["buyer_id"]))
+    if entry.number("queue_no") > 0:
+        verdict.processed.append((entry.number("queue_no"), entry.id("buyer_id")))
     if payment.balance_amount > 0:  # what costs nothing moves nothing
         balance = balances[payment.user_id]
         balance.amount -= payment.balance_amount
@@ -192,22 +181,29 @@ def _decide_confirmed(
 
 
 def _decide_abandoned(
-    verdict: _Verdict, fields: dict[str, str], payment: _Payment, balances: dict[str, _Balance]
+    verdict: _Verdict, entry: Entry, payment: _Payment | None, row: Standing | None, balances: Mapping[str, _Balance]
 ) -> None:
-    # Redis has shut the door: whoever was about to write this down may have died.
-    _end_payment(verdict, fields["payment_id"], payment, "hold_ended", balances)
-    if fields["to"] == "free":
-        verdict.endings[fields["hold_id"]] = "EXPIRED"
+    """Redis has shut the door: end what whoever shut it may not have lived to end.
+
+    No payment: whoever began it died before transaction A. No reservation: the journal has not brought it yet, and the
+    reconciler ends it when it comes.
+    """
+    if payment is not None and payment.status in {"PENDING", "AUTHORISED"}:
+        _end_payment(verdict, entry.id("payment_id"), payment, balances)
+    if row is not None and row.status == "PENDING" and entry.text("to") == "free":
+        verdict.endings[entry.id("hold_id")] = "EXPIRED"
+        row.status = "CANCELLED"
 
 
-def _end_payment(
-    verdict: _Verdict, payment_id: str, payment: _Payment, reason: str, balances: dict[str, _Balance]
-) -> None:
+def _end_payment(verdict: _Verdict, payment_id: str, payment: _Payment, balances: Mapping[str, _Balance]) -> None:
     if payment.status not in LIVE:
         return
-    verdict.ended_payments[payment_id] = ("FAILED" if payment.status == "PENDING" else "VOIDED", reason)
-    payment.status = verdict.ended_payments[payment_id][0]
-    balances[payment.user_id].set_aside -= payment.balance_amount
+    if payment.balance_amount > 0:
+        if payment.user_id not in balances:
+            return  # committed after the balances were locked: the reconciler ends it
+        balances[payment.user_id].set_aside -= payment.balance_amount
+    payment.status = "FAILED" if payment.status == "PENDING" else "VOIDED"
+    verdict.ended_payments[payment_id] = payment.status
 
 
 # Write ----------------------------------------------------------------------------------------------------------------
@@ -222,8 +218,9 @@ async def _write(connection: Connection, sale: Sale, verdict: _Verdict, balances
         await SQL.succeed_payments.execute(connection, verdict.paid)
         await SQL.count_sold.execute(connection, sale.sale_id, len(verdict.sold))
     if verdict.ended_payments:
-        statuses, reasons = zip(*verdict.ended_payments.values(), strict=True)
-        await SQL.end_payments.fetch(connection, list(verdict.ended_payments), list(statuses), list(reasons))
+        ended = verdict.ended_payments
+        reasons = ["hold_ended"] * len(ended)
+        await SQL.end_payments.fetch(connection, list(ended), list(ended.values()), reasons)
     if verdict.uses or verdict.ended_payments:
         await SQL.set_balances.execute(
             connection,
@@ -245,7 +242,44 @@ async def _write(connection: Connection, sale: Sale, verdict: _Verdict, balances
 
 async def bury(connection: Connection, entry: Entry) -> str | None:
     """Leave the payment of a fact that could not be applied IN_DOUBT; its funds stay set aside until it is resolved."""
-    payment_id = entry.fields.get("payment_id")
-    if payment_id is not None:
-        await SQL.doubt_payment.execute(connection, payment_id)
+    try:
+        payment_id = entry.id("payment_id")
+    except BadEntry:
+        return None
+    await SQL.doubt_payment.execute(connection, payment_id)
     return payment_id
+
+
+async def resolve(postgres: asyncpg.Pool, sale: Sale, *, payment_id: str, resolution: Resolution) -> bool:
+    """Do an operator's word on a payment in doubt; False when none of its facts waits for one.
+
+    AUTHORISED: the fact that could not be applied is applied now, as a batch of its own. FAILED: its payment is voided,
+    and the seats are given back. Raises what stands in the fact's way, if it still does, and changes nothing then.
+    """
+    async with postgres.acquire() as connection, connection.transaction():
+        # Whoever owns the stream waits: claims are decided by one at a time.
+        await SQL.lock_outbox.execute(connection, sale.sale_id)
+        letter = await SQL.find_letter.fetchrow(connection, sale.sale_id, payment_id)
+        if letter is None:
+            return False
+        entry = Entry(**{name: letter[name] for name in ("entry_id", "epoch", "n", "kind", "fields")}, before="")
+        if resolution == "AUTHORISED":
+            await SQL.authorise_doubtful.execute(connection, payment_id)
+            await settle(connection, sale, [entry])
+        else:
+            await _undo(connection, sale, payment_id)
+        await SQL.resolve_letter.execute(connection, sale.sale_id, letter["epoch"], letter["n"], resolution)
+    return True
+
+
+async def _undo(connection: Connection, sale: Sale, payment_id: str) -> None:
+    balances = {
+        row["user_id"]: _Balance(row["amount"], row["set_aside"], row["version"])
+        for row in await SQL.lock_balances_of_payments.fetch(connection, [payment_id])
+    }
+    (row,) = await SQL.lock_payments.fetch(connection, [payment_id])
+    payment = _Payment(**{name: row[name] for name in _Payment.__struct_fields__})
+    verdict = _Verdict(endings={payment.reservation_id: "LATE_UNFULFILLABLE"})
+    _end_payment(verdict, payment_id, payment, balances)
+    verdict.restores[payment.reservation_id] = payment.fence
+    await _write(connection, sale, verdict, balances)

@@ -14,11 +14,13 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Final
 
 import msgspec
+from redis.exceptions import RedisError
 
 from engine import sales
 from engine.refusals import Busy, NotFound
 from engine.sales import Sale, SaleBook
 from engine.stores import queries
+from engine.stores.connections import StoreUnavailable
 from engine.stores.keys import SaleKeys
 from engine.stores.outbox import Entry
 from engine.stores.queries import Connection
@@ -44,9 +46,10 @@ SIGNS_AT_ONCE: Final = 200
 
 # Departures and ended numbers that one snapshot names.
 NAMED_MAX: Final = 1_000
-REFRESH_EVERY_S: Final = 0.2
+REFRESH_EVERY_S: Final = 0.1
 # A process remembers answers of at most so many people; beyond that it asks again.
 KEPT_MAX: Final = 100_000
+SCANNED_AT_ONCE: Final = 1_000
 ENDED_KEPT_MS: Final = 60_000
 
 
@@ -239,6 +242,8 @@ class Room:
         # People admitted a second, one sample a second: the slow ones among them say what p90 is.
         self._rates: deque[float] = deque(maxlen=self.RATES_MAX)
         self._rated_at = 0.0
+        # The usual and the slow one among them: a crowd asks for them between two samples.
+        self._pace: tuple[float, float] | None = None
         self.kept: dict[tuple[str, int], _Kept] = {}
         self.signs: dict[str, tuple[int, int]] = {}
 
@@ -268,6 +273,8 @@ class Room:
         if self._clock() - self._rated_at >= 1.0 and snapshot.room in {"open", "draining"}:
             self._rated_at = self._clock()
             self._rates.append(snapshot.admitted / max(1, snapshot.admitted_in_s))
+            rates = sorted(rate for rate in self._rates if rate > 0)
+            self._pace = (rates[len(rates) // 2], rates[len(rates) // 10]) if rates else None
 
     def _forget(self, snapshot: Snapshot) -> None:
         """Drop answers whose number has ended, and those past their time."""
@@ -303,10 +310,9 @@ class Room:
         free = min(snapshot.active_max - snapshot.active, snapshot.admitted_per_minute_max - snapshot.admitted)
         if ahead < free:
             return Eta(known=True, p50_s=1, p90_s=2)
-        rates = sorted(rate for rate in self._rates if rate > 0)
-        if not rates or snapshot.admitted == 0:
+        if self._pace is None or snapshot.admitted == 0:
             return Eta(known=False)
-        usual, slow = rates[len(rates) // 2], rates[len(rates) // 10]
+        usual, slow = self._pace
         return Eta(known=True, p50_s=round((ahead + 1) / usual), p90_s=round((ahead + 1) / min(slow, usual * 0.8)) + 1)
 
     def reaches(self, queue_no: int) -> bool:
@@ -320,7 +326,7 @@ class Room:
 
 def poll_after_ms(eta: Eta) -> int:
     """When to ask again: sooner near the front, spread so that a crowd does not ask at once."""
-    usual = POLL_UNKNOWN_MS if eta.p50_s is None else eta.p50_s * 250
+    usual = POLL_UNKNOWN_MS if eta.p50_s is None else eta.p50_s * 400
     jittered = usual * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
     return int(min(POLL_MAX_MS, max(POLL_MIN_MS, jittered)))
 
@@ -486,29 +492,31 @@ class _Fate(msgspec.Struct):
 
 
 async def record(connection: Connection, sale: Sale, entries: Sequence[Entry]) -> None:
-    """Write what the journal says of the line: joined, tied, admitted, ended, returned; other kinds are passed over."""
+    """Write what the journal says of the line: joined, tied, admitted, ended, returned; other kinds are passed over.
+
+    Raises BadEntry.
+    """
     fates: dict[int, _Fate] = {}
 
-    def fate_of(queue_no: str) -> _Fate:
-        return fates.setdefault(int(queue_no), _Fate())
+    def fate_of(queue_no: int) -> _Fate:
+        return fates.setdefault(queue_no, _Fate())
 
     for entry in entries:
-        fields = entry.fields
         match entry.kind:
             case "joined":
-                fate = fate_of(fields["queue_no"])
-                fate.owner, fate.status, fate.created_at_ms = fields["owner"], "WAITING", int(fields["at_ms"])
+                fate = fate_of(entry.number("queue_no"))
+                fate.owner, fate.status, fate.created_at_ms = entry.text("owner"), "WAITING", entry.number("at_ms")
             case "tied":
-                fate_of(fields["queue_no"]).owner = fields["owner"]
+                fate_of(entry.number("queue_no")).owner = entry.text("owner")
             case "admitted":
-                for queue_no in fields["queue_nos"].split(","):
+                for queue_no in entry.numbers("queue_nos"):
                     fate = fate_of(queue_no)
-                    fate.status, fate.admitted_at_ms = "ACTIVE", int(fields["at_ms"])
+                    fate.status, fate.admitted_at_ms = "ACTIVE", entry.number("at_ms")
             case "ended":
-                fate = fate_of(fields["queue_no"])
-                fate.status, fate.ended_at_ms = fields["status"], int(fields["at_ms"])
+                fate = fate_of(entry.number("queue_no"))
+                fate.status, fate.ended_at_ms = entry.text("status"), entry.number("at_ms")
             case "returned":
-                fate = fate_of(fields["queue_no"])
+                fate = fate_of(entry.number("queue_no"))
                 fate.status, fate.ended_at_ms, fate.returned = "WAITING", None, True
             case _:
                 pass
@@ -543,3 +551,42 @@ async def record_processed(connection: Connection, sale: Sale, processed: Sequen
     """Write that the owners of these numbers have bought, given as (queue_no, owner)."""
     numbers = dict(sorted(processed))
     await SQL.process_tokens.execute(connection, sale.sale_id, sale.epoch, list(numbers), list(numbers.values()))
+
+
+async def resync(gate: Gate, connection: Connection, sale: Sale) -> None:
+    """Write the line as Redis has it now, because entries about it were lost.
+
+    A number that stands nowhere any more is gone for good, whoever had it. Entries that follow may say again what is
+    written here; what has ended stays ended. Raises StoreUnavailable.
+    """
+    now_ms = 0
+    fates: dict[int, _Fate] = {}
+    try:
+        now_ms = int(await gate.redis.execute_command("HGET", sale.keys.sale, "now_ms") or 0)
+        async for owner, queue_no in gate.redis.zscan_iter(sale.keys.waiting, count=SCANNED_AT_ONCE):
+            fates[int(queue_no)] = _Fate(owner=owner.decode(), status="WAITING")
+        async for owner, record in gate.redis.hscan_iter(sale.keys.tokens, count=SCANNED_AT_ONCE):
+            status, queue_no, _entered, admitted_at_ms = record.decode().split("|")
+            fates[int(queue_no)] = _Fate(
+                owner=owner.decode(),
+                status="ACTIVE" if status == "ACTIVE" else "WAITING",
+                admitted_at_ms=int(float(admitted_at_ms)) or None,
+            )
+        async for queue_no, record in gate.redis.hscan_iter(sale.keys.ended_tokens, count=SCANNED_AT_ONCE):
+            status, owner, *_ = record.decode().split("|")
+            if status in {"PROCESSED", "EXPIRED", "LEFT"}:
+                fates[int(queue_no)] = _Fate(owner=owner, status=status, ended_at_ms=now_ms)
+    except RedisError as fault:
+        raise StoreUnavailable(f"the line of sale {sale.sale_id} cannot be read: {fault}") from fault
+    standing = dict(sorted(fates.items()))
+    await SQL.keep_tokens.execute(
+        connection,
+        sale.sale_id,
+        sale.epoch,
+        list(standing),
+        [fate.owner for fate in standing.values()],
+        [fate.status for fate in standing.values()],
+        [now_ms] * len(standing),
+        [fate.admitted_at_ms for fate in standing.values()],
+        [fate.ended_at_ms for fate in standing.values()],
+    )

@@ -247,7 +247,7 @@ async def _sold_out(stores: Stores, count: int) -> Sale:
     buyers = [ids.random_id() for _ in range(count)]
     await accounts.create_many(stores.postgres, user_ids=buyers, fingerprint="bench")
     await stores.postgres.execute("UPDATE balances SET amount = 1000000")
-    authorise: Coalescer[payments.Authorisation, payments.Payment] = Coalescer(
+    authorise: Coalescer[payments.Authorisation, payments.Payment | seats.PaymentRunning] = Coalescer(
         lambda requests: payments.authorise(stores.postgres, requests), most=payments.BATCH_MAX
     )
 

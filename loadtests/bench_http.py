@@ -20,8 +20,8 @@ ROUNDS = 3
 REQUESTS = 6_000
 CALLERS = 64
 BUYERS = 2_000
-JOURNEYS = 6_000
-JOURNEY_CALLERS = 192
+JOURNEYS = 8_000
+JOURNEY_CALLERS = 1024
 JOURNEY_PROCESSES = 2
 
 _keys = itertools.count()
@@ -76,15 +76,15 @@ class Bench:
     def _post(self, path: str, n: int, body: object) -> bytes:
         return self.client.encode("POST", path, headers=headers(self.tokens[n % len(self.tokens)]), body=body)
 
-    async def noop_posts(self) -> Measured:
+    async def noop_posts(self, path: str = "/twins/framework") -> Measured:
         """The POST no-op: same sign-in, key header, body and validation, a constant answer."""
-        requests = [self._post("/twins/noop", n, {"seats": [seat_no(n)]}) for n in range(REQUESTS)]
+        requests = [self._post(path, n, {"seats": [seat_no(n)]}) for n in range(REQUESTS)]
         return await drive(self.client, requests, 201)
 
-    async def noop_gets(self) -> Measured:
+    async def noop_gets(self, path: str = "/twins/framework") -> Measured:
         """The GET no-op: same sign-in, a constant answer."""
         named = [headers(token) for token in self.tokens]
-        requests = [self.client.encode("GET", "/twins/noop", headers=named[n % len(named)]) for n in range(REQUESTS)]
+        requests = [self.client.encode("GET", path, headers=named[n % len(named)]) for n in range(REQUESTS)]
         return await drive(self.client, requests, 200)
 
     async def reservations(self, schedule_id: str) -> Measured:
@@ -127,7 +127,9 @@ async def requests_and_polls() -> tuple[list[Row], list[str]]:
             "POST", "/twins/seats", headers=headers(tokens[0]), body={"seats": [f"A-1-{REQUESTS * (ROUNDS + 1)}"]}
         )
         schedule_id, _ = await running.make_sale(REQUESTS * (ROUNDS + 1))
-        found: dict[str, list[float]] = {"post": [], "get": [], "reserve": [], "rows": [], "join": [], "poll": []}
+        found: dict[str, list[float]] = {
+            name: [] for name in ("post", "get", "reserve", "rows", "join", "poll", "bare_post", "bare_get")
+        }
         waiting_sale = await _line(running, bench, joiners[:500])
         redis = Redis.from_url(str(running.settings.redis_url))
         await bench.reservations(schedule_id)  # warm
@@ -141,6 +143,8 @@ async def requests_and_polls() -> tuple[list[Row], list[str]]:
             await running.open_room(sale_id, state="prequeue")
             found["join"].append((await bench.joins(sale_id, joiners)).per_s)
             found["get"].append((await bench.noop_gets()).per_s)
+            found["bare_post"].append((await bench.noop_posts("/twins/noop")).per_s)
+            found["bare_get"].append((await bench.noop_gets("/twins/noop")).per_s)
             before, began = await commands_of(redis), time.perf_counter()
             found["poll"].append((await bench.polls(*waiting_sale)).per_s)
             polled_s += time.perf_counter() - began
@@ -150,7 +154,7 @@ async def requests_and_polls() -> tuple[list[Row], list[str]]:
         idle = (await commands_of(redis) - idle_before) / 2.0
         await redis.aclose()
     middle = {name: statistics.median(values) for name, values in found.items()}
-    noop = "POST no-op, 1 API process"
+    noop = "POST no-op by a handler of the framework, 1 API process"
     rows = [
         ratio_row("http_reserve_vs_noop", middle["reserve"], middle["post"], unit="req/s", against=noop, wanted=0.8),
         ratio_row("http_join_vs_noop", middle["join"], middle["post"], unit="req/s", against=noop, wanted=0.8),
@@ -167,7 +171,7 @@ async def requests_and_polls() -> tuple[list[Row], list[str]]:
             middle["poll"],
             middle["get"],
             unit="req/s",
-            against="GET no-op, 1 API process",
+            against="GET no-op by a handler of the framework, 1 API process",
             wanted=2.0,
         ),
     ]
@@ -175,7 +179,12 @@ async def requests_and_polls() -> tuple[list[Row], list[str]]:
         f"Store commands while {REQUESTS * ROUNDS:,} polls were answered: {commands / polled_s:,.0f}/s; "
         f"at rest: {idle:,.0f}/s. They grow with time, not with polls."
     )
-    return rows, [note]
+    bare = (
+        f"No-ops by our own face, without the framework's handlers: POST {middle['bare_post']:,.0f}/s, "
+        f"GET {middle['bare_get']:,.0f}/s (reservations are {middle['reserve'] / middle['bare_post']:.2f} of that, "
+        f"joins {middle['join'] / middle['bare_post']:.2f}, polls {middle['poll'] / middle['bare_get']:.2f})."
+    )
+    return rows, [note, bare]
 
 
 async def _line(running: Shop, bench: Bench, tokens: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
@@ -244,14 +253,12 @@ async def journeys(running: Shop, tokens: Sequence[str], count: int) -> Journeys
         token = tokens[n]
         path = f"/v1/sales/{sale_id}/queue/tokens"
         joined = await step("join", client.encode("POST", path, headers=headers(token), body={}))
-        place = joined.json()["token"]
-        asking = {"authorization": f"Bearer {token}", "queue-token": place}
+        document = joined.json()
+        asking = {"authorization": f"Bearer {token}", "queue-token": document["token"]}
         status = client.encode("GET", f"/v1/sales/{sale_id}/queue/token", headers=asking)
-        while True:
-            document = (await step("status", status)).json()
-            if document["status"] != "WAITING":
-                break
+        while document["status"] == "WAITING":
             await asyncio.sleep(document["poll_after_ms"] / 1000)
+            document = (await step("status", status)).json()
         named = headers(token, **{"queue-token": document["token"]})
         path = f"/v1/schedules/{schedule_id}/reservations"
         held = await step("reserve", client.encode("POST", path, headers=named, body={"seats": [seat_no(n)]}))
@@ -305,7 +312,7 @@ async def _check_counts(running: Shop, sale_id: str, count: int) -> None:
 
 async def whole_journeys() -> tuple[list[Row], list[str]]:
     """Whole journeys a second with two API processes, a worker, both stores and the driver on this machine."""
-    async with shop(processes=JOURNEY_PROCESSES) as running:
+    async with shop(processes=JOURNEY_PROCESSES, connections_max=JOURNEY_CALLERS) as running:
         tokens = await running.make_buyers(JOURNEYS)
         await journeys(running, tokens, JOURNEYS // 4)  # warm
         runs = [await journeys(running, tokens, JOURNEYS) for _ in range(ROUNDS)]

@@ -23,6 +23,8 @@ from loadtests.history import Heard, History
 ATTEMPTS_MAX = 8
 PICKS_MAX = 60
 RETRY_AFTER_MAX_S = 5.0
+DROPPED_ABOVE = 0.2
+"""Which share of the hall must be free for seats to be dropped."""
 
 
 class Habit(enum.Enum):
@@ -217,6 +219,7 @@ class Buyer:
         self.token = ""
         self.map_version = -1
         self.statuses: dict[str, str] = {}
+        self.free_share = 1.0
         self._user = {"authorization": f"Bearer {person.access_token}"}
         self._visitor = {"visitor-secret": secrets.token_urlsafe(24)} if person.visits else {}
 
@@ -306,6 +309,7 @@ class Buyer:
             if self.statuses and not {"HELD", "FREE"}.intersection(self.statuses.values()):
                 await self._leave("came too late")
             return None
+        self.free_share = len(free) / len(self.crowd.hall)
         await self._think(1.0)
         wish = min(self.person.wish, len(free))
         if self.person.habit is Habit.FIGHTS:
@@ -335,7 +339,8 @@ class Buyer:
     # The till.
 
     async def _buy(self, held: Reservation, seat_nos: Sequence[str]) -> None:
-        if self.person.habit is Habit.DROPS:
+        # Towards the end a dropped seat would only make everybody wait for its deadline.
+        if self.person.habit is Habit.DROPS and self.free_share > DROPPED_ABOVE:
             raise Gone("walked away")
         await self._think(2.0)
         path = f"/v1/reservations/{held.reservation_id}"

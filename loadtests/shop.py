@@ -60,7 +60,7 @@ class Shop:
         users: list[dict[str, str]] = []
         for first in range(0, count, ACCOUNTS_AT_ONCE):
             body = {"count": min(ACCOUNTS_AT_ONCE, count - first), "balance": BALANCE}
-            users += (await self.order("POST", "/v1/admin/accounts", body))["users"]
+            users += (await self.order("POST", "/v1/admin/accounts", body))["items"]
         return users
 
     async def make_buyers(self, count: int) -> list[str]:

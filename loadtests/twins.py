@@ -1,23 +1,30 @@
 """Twins: endpoints beside the API that do the same with less, so that a ratio says what the difference costs.
 
-They share the API's process, sign-in, key header, body, validation and way of answering. `noop` answers a constant.
-`rows` holds a seat by one ``UPDATE … RETURNING`` in Postgres. `naive` reads, then writes: it oversells, and the audit
-must see it.
+They share the API's process, sign-in, key header, body and validation. Two no-ops answer a constant: one as the
+framework carries out any handler, the ceiling that the benchmarks name, and one by our own face. `rows` holds a seat by
+one ``UPDATE … RETURNING`` in Postgres. `naive` reads, then writes: it oversells, and the audit must see it.
 """
 
 import asyncio
 import os
 import sys
+from typing import Annotated, Any
 
-from litestar import Litestar
+from litestar import get, post
+from litestar.connection import ASGIConnection
+from litestar.exceptions import NotAuthorizedException
+from litestar.handlers import BaseRouteHandler
+from litestar.params import Parameter
 
 from api.answers import Answer, Document, answer
 from api.app import create_app
 from api.callers import USER
+from api.face import Face
 from api.operations import Request, Routes
 from api.problems import Refused
 from api.reservations import NewReservation
 from api.server import serve
+from engine import ids
 from engine.refusals import NotFound
 from engine.seats import SeatTaken
 from engine.settings import Settings
@@ -71,6 +78,36 @@ class Seats(Document, frozen=True):
 CONSTANT = Constant()
 
 
+# As the framework does it ---------------------------------------------------------------------------------------------
+
+
+def signed_in(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
+    """The sign-in of the API, as a guard."""
+    house = connection.app.state.face.house
+    token = connection.headers.get("authorization", "").removeprefix("Bearer ")
+    if house.user_tokens.verify(token, house.clock.now_ms) is None:
+        raise NotAuthorizedException
+
+
+@get("/twins/framework", guards=[signed_in])
+async def framework_get() -> Constant:
+    """Answer a constant to whoever is signed in."""
+    return CONSTANT
+
+
+@post("/twins/framework", guards=[signed_in])
+async def framework_post(
+    data: NewReservation,
+    key: Annotated[str, Parameter(header="Idempotency-Key", min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")],
+) -> Constant:
+    """Validate what a reservation validates, derive its id, and answer a constant."""
+    _ = (ids.derive(key), data.seat_nos)
+    return CONSTANT
+
+
+# As our face does it --------------------------------------------------------------------------------------------------
+
+
 @routes.add("GET", "/twins/noop", {200: Constant}, caller=USER)
 async def noop_get(_request: Request) -> Answer:
     """Answer a constant to whoever is signed in."""
@@ -120,9 +157,9 @@ async def reset(request: Request, body: NewReservation) -> Answer:
     return answer(Seats(count))
 
 
-def application() -> Litestar:
+def application() -> Face:
     """Make the API with its twins; its settings are in the environment."""
-    return create_app(Settings.from_environment(os.environ), more=(routes,))
+    return create_app(Settings.from_environment(os.environ), more=(routes,), handlers=(framework_get, framework_post))
 
 
 if __name__ == "__main__":

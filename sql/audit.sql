@@ -163,9 +163,10 @@ LIMIT $1;
 -- I5: the line is kept ----------------------------------------------------------------------------------------------
 
 -- name: find_owners_in_line_twice
--- Owners with more than one live token in one sale.
+-- Owners with more than one live token in one sale; one of an older epoch lives only once it is put back.
 SELECT sale_id, owner, array_agg(queue_no ORDER BY queue_no) AS queue_nos, count(*) OVER () AS total
 FROM queue_tokens
+JOIN sales USING (sale_id, epoch)
 WHERE status IN ('WAITING', 'ACTIVE')
 GROUP BY sale_id, owner
 HAVING count(*) > 1
@@ -173,10 +174,10 @@ ORDER BY sale_id, owner
 LIMIT $1;
 
 -- name: list_highest_admitted
--- The highest place that was ever admitted, of each sale and epoch.
+-- The highest place that is or was inside, of each sale and epoch; who waits again was admitted in an older one.
 SELECT sale_id, epoch, max(queue_no) AS queue_no
 FROM queue_tokens
-WHERE admitted_at IS NOT NULL
+WHERE admitted_at IS NOT NULL AND status IN ('ACTIVE', 'PROCESSED')
 GROUP BY sale_id, epoch;
 
 -- name: find_hurried_minutes

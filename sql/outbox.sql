@@ -47,7 +47,7 @@ WHERE owners.sale_id = mine.sale_id AND owners.generation = mine.generation AND 
 
 -- name: find_watermark
 -- How far a stream was applied.
-SELECT epoch, generation, n, entry_id
+SELECT epoch, generation, n, entry_id, held_entry_id
 FROM stream_watermarks
 WHERE sale_id = $1 AND stream = $2;
 
@@ -61,7 +61,7 @@ FOR UPDATE;
 -- name: move_watermark
 -- The stream was applied up to here.
 UPDATE stream_watermarks
-SET n = $3, entry_id = $4, updated_at = now()
+SET n = $3, entry_id = $4, held_entry_id = $5, updated_at = now()
 WHERE sale_id = $1 AND stream = $2;
 
 -- name: add_applied_batch

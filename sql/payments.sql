@@ -127,9 +127,9 @@ FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[])
 ORDER BY user_id, version;
 
 -- name: count_sold
--- Seats of a schedule that are no longer available.
+-- Seats of a schedule that are no longer available. Its version is the operator's, and stays.
 UPDATE schedules
-SET seats_available = seats_available - $2, version = version + 1, updated_at = now()
+SET seats_available = seats_available - $2, updated_at = now()
 WHERE sale_id = $1;
 
 -- name: add_restores
@@ -164,39 +164,77 @@ ORDER BY created_at DESC, payment_id DESC
 LIMIT $4;
 
 -- name: list_unsettled
--- Live payments of a sale that have not moved for a while.
+-- Payments of a sale that have not moved for a while: authorised, or past their deadline.
 SELECT payment_id, reservation_id, user_id, epoch, fence, status, pay_deadline
 FROM payments
 WHERE sale_id = $1
-  AND status IN ('PENDING', 'AUTHORISED')
+  AND (status = 'AUTHORISED' OR (status = 'PENDING' AND pay_deadline < now()))
   AND updated_at < now() - make_interval(secs => $2)
 ORDER BY updated_at
 LIMIT $3;
 
--- name: list_restores
--- Seats of a sale that are still to be given back, oldest first.
+-- name: lock_restores
+-- Seats of a sale that are still to be given back, oldest first, and that nobody else is giving back this moment.
 SELECT
-  restores.reservation_id, restores.fence, restores.token_goes_next, reservations.user_id, reservations.reason,
-  ARRAY(
-    SELECT lines.seat_no || ' ' || coalesce(
-      (
-        SELECT replace(claims.reservation_id::text, '-', '') || ' ' || holders.fence
-        FROM reservation_seats AS claims
-        JOIN reservations AS holders USING (reservation_id)
-        WHERE claims.sale_id = lines.sale_id AND claims.seat_no = lines.seat_no AND claims.status = 'CLAIMED'
-      ),
-      '- 0'
-    )
-    FROM reservation_seats AS lines
-    WHERE lines.reservation_id = restores.reservation_id
-    ORDER BY lines.seat_no
-  ) AS claims
+  restores.reservation_id, restores.fence, restores.token_goes_next, reservations.user_id, reservations.reason
 FROM restores
 JOIN reservations USING (reservation_id)
 WHERE restores.sale_id = $1 AND restores.done_at IS NULL
 ORDER BY restores.created_at
-LIMIT $2;
+LIMIT $2
+FOR UPDATE OF restores SKIP LOCKED;
+
+-- name: find_all_lines
+-- Every seat that these reservations ever had.
+SELECT reservation_id, seat_no
+FROM reservation_seats
+WHERE reservation_id = ANY ($1::uuid[])
+ORDER BY reservation_id, seat_no;
+
+-- name: lock_claims
+-- Whose these seats are; they stay so until this transaction ends.
+SELECT claims.seat_no, claims.reservation_id, reservations.fence
+FROM reservation_seats AS claims
+JOIN reservations USING (reservation_id)
+WHERE claims.sale_id = $1 AND claims.seat_no = ANY ($2::text[]) AND claims.status = 'CLAIMED'
+ORDER BY claims.seat_no
+FOR SHARE OF claims;
 
 -- name: finish_restore
 -- Redis says what Postgres says.
 UPDATE restores SET done_at = now(), attempts = attempts + 1 WHERE reservation_id = $1;
+
+-- name: lock_copy
+-- Whether this epoch of the sale is the one that counts, and open; it stays so until this transaction ends.
+SELECT true
+FROM sales
+WHERE sale_id = $1 AND epoch = $2 AND store_state = 'open'
+FOR SHARE;
+
+-- name: lock_outbox
+-- Nobody applies this outbox until this transaction ends.
+SELECT n
+FROM stream_watermarks
+WHERE sale_id = $1 AND stream = 'outbox'
+FOR UPDATE;
+
+-- name: find_letter
+-- The oldest fact about a payment that could not be applied and that nobody has resolved.
+SELECT epoch, n, entry_id, kind, fields
+FROM dead_letters
+WHERE sale_id = $1 AND stream = 'outbox' AND payment_id = $2 AND resolution IS NULL
+ORDER BY epoch, n
+LIMIT 1
+FOR UPDATE;
+
+-- name: authorise_doubtful
+-- Resolved as good: it stands where it stood before its fact failed.
+UPDATE payments
+SET status = 'AUTHORISED', version = version + 1, updated_at = now()
+WHERE payment_id = $1 AND status = 'IN_DOUBT';
+
+-- name: resolve_letter
+-- The operator's word on a fact.
+UPDATE dead_letters
+SET resolution = $4, resolved_at = now()
+WHERE sale_id = $1 AND stream = 'outbox' AND epoch = $2 AND n = $3;

@@ -37,6 +37,7 @@ UPDATE stream_watermarks
 SET epoch = $2,
     n = 0,
     entry_id = '0-0',
+    held_entry_id = '0-0',
     updated_at = now()
 WHERE sale_id = $1;
 

@@ -29,20 +29,35 @@ FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::bigint[]) AS line (reservati
 ORDER BY line.reservation_id, line.seat_no;
 
 -- name: lock_reservations
--- These rows with the seats that they hold, locked in id order.
-SELECT
-  reservations.reservation_id, reservations.sale_id, reservations.user_id, reservations.status, reservations.reason,
-  reservations.fence, reservations.epoch,
-  ARRAY(
-    SELECT seat_no
-    FROM reservation_seats
-    WHERE reservation_seats.reservation_id = reservations.reservation_id AND reservation_seats.status <> 'ENDED'
-    ORDER BY seat_no
-  ) AS seat_nos
+-- These rows, locked in id order. Their seats are read after it: a statement that waited for a lock still sees what was
+-- before its wait.
+SELECT reservation_id, user_id, status, fence
 FROM reservations
 WHERE reservation_id = ANY ($1::uuid[])
 ORDER BY reservation_id
 FOR NO KEY UPDATE;
+
+-- name: find_lines
+-- The seats that these rows hold or claim.
+SELECT reservation_id, seat_no
+FROM reservation_seats
+WHERE reservation_id = ANY ($1::uuid[]) AND status <> 'ENDED'
+ORDER BY reservation_id, seat_no;
+
+-- name: list_forgotten
+-- PENDING rows long past their deadline that no live payment keeps: something ended them and was not heard.
+SELECT reservation_id
+FROM reservations
+WHERE sale_id = $1
+  AND status = 'PENDING'
+  AND expires_at < now() - make_interval(secs => $2)
+  AND NOT EXISTS (
+    SELECT FROM payments
+    WHERE payments.reservation_id = reservations.reservation_id
+      AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+  )
+ORDER BY expires_at
+LIMIT $3;
 
 -- name: extend_reservations
 -- New deadlines of rows that still wait.

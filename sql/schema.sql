@@ -307,6 +307,8 @@ CREATE TABLE stream_watermarks (
   generation bigint NOT NULL DEFAULT 0,
   n bigint NOT NULL,
   entry_id text NOT NULL,
+  -- The last applied entry that is about a hold: what follows names it, so a loss that is about the room alone is known.
+  held_entry_id text NOT NULL DEFAULT '0-0',
   updated_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (sale_id, stream)
 );

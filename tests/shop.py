@@ -113,6 +113,8 @@ class Shop:
         """Funds are set aside: the second step."""
         request = await self.begin_payment(hold_id)
         (payment,) = await payments.authorise(self.stores.postgres, [request])
+        assert isinstance(payment, payments.Payment), payment
+        assert isinstance(payment, payments.Payment), payment
         assert payment.status == "AUTHORISED", payment
         return request
 

@@ -58,6 +58,16 @@ class Attempts:
         return result
 
 
+def stopping() -> bool:
+    """Whether somebody has cancelled this task, also when the cancellation itself was lost on its way.
+
+    Before Python 3.12 `asyncio.wait_for` drops a cancellation that arrives together with its result, and the Redis
+    client sends with it. A loop asks this between passes.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def every(
     seconds: float, work: Callable[[], Coroutine[Any, Any, object]], *, name: str, offset: float = 0.0
 ) -> None:
@@ -68,7 +78,7 @@ async def every(
     """
     await asyncio.sleep(seconds * offset)
     attempts = Attempts(name)
-    while True:
+    while not stopping():
         more = await attempts.make(finish(work()))
         await asyncio.sleep(0.0 if more is True else seconds)
 

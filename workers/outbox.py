@@ -68,7 +68,7 @@ async def drain(stores: Stores, doorbell: Doorbell, sale: Sale, stream: Stream, 
         return count > 0
 
     attempts = loops.Attempts(f"drain_{stream}")
-    while True:
+    while not loops.stopping():
         more = await attempts.make(loops.finish(apply_batch()))
         if more is False and reader.watermark is not None:
             await doorbell.wait(getattr(sale.keys, stream), reader.watermark.entry_id)

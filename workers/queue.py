@@ -6,20 +6,17 @@ seconds (the drains, the sweeps, admission) is not here at all but in `workers.s
 """
 
 import asyncio
-import logging
 from typing import Any
 
 import msgspec
 from arq import cron
-from arq.connections import RedisSettings
+from arq.connections import RedisSettings, create_pool
 from arq.worker import Worker
 from redis.exceptions import RedisError
 
 from engine import shifts
 from engine.stores.connections import Stores
 from workers import loops
-
-logger = logging.getLogger(__name__)
 
 QUEUE_NAME = "lastseat:queue"
 AGAIN_AFTER_S = 5.0
@@ -34,35 +31,38 @@ async def forget(ctx: dict[str, Any]) -> int:
     return await shifts.forget(stores.postgres)
 
 
-def make_worker(stores: Stores) -> Worker:
-    """Make arq's worker with the jobs of this installation, on the queue's own store."""
-    return Worker(
+async def run(stores: Stores) -> None:
+    """Run arq's worker until cancelled, again and again while its store is away."""
+    while not loops.stopping():
+        try:
+            await _run_worker(stores)
+        except (RedisError, OSError) as fault:
+            loops.report("queue", fault)
+        await asyncio.sleep(AGAIN_AFTER_S)
+
+
+async def _run_worker(stores: Stores) -> None:
+    redis = await create_pool(
+        RedisSettings.from_dsn(str(stores.settings.queue_redis_url)),
+        default_queue_name=QUEUE_NAME,
+        job_serializer=_encoder.encode,
+        job_deserializer=msgspec.msgpack.decode,
+    )
+    worker = Worker(
         cron_jobs=[cron(forget, minute=17, timeout=300, keep_result=0)],
         queue_name=QUEUE_NAME,
-        redis_settings=RedisSettings.from_dsn(str(stores.settings.queue_redis_url)),
+        redis_pool=redis,
         handle_signals=False,  # the process has one place that hears of a stop
         ctx={"stores": stores},
         keep_result=0,
         job_serializer=_encoder.encode,
         job_deserializer=msgspec.msgpack.decode,
     )
-
-
-async def run(stores: Stores) -> None:
-    """Run arq until cancelled, again and again while its store is away."""
-    while True:
-        worker = make_worker(stores)
-        try:
-            await worker.async_run()
-        except (RedisError, OSError) as fault:
-            loops.report("queue", fault)
-        finally:
-            await _close(worker)
-        await asyncio.sleep(AGAIN_AFTER_S)
-
-
-async def _close(worker: Worker) -> None:
     try:
-        await worker.close()
-    except (RedisError, OSError) as fault:
-        logger.warning("the queue was left as it is: %s", fault)
+        await worker.async_run()
+    finally:
+        # Not its own `close`, which calls what the client library is about to drop. A cancelled job is run again.
+        for job in worker.tasks.values():
+            job.cancel()
+        await asyncio.gather(*worker.tasks.values(), return_exceptions=True)
+        await redis.aclose(close_connection_pool=True)

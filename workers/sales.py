@@ -104,7 +104,7 @@ class Shift:
     async def _serve(self, sale_id: str, generation: int) -> None:
         """Serve one sale for as long as it is owned, and rebuild it whenever that is due."""
         attempts = loops.Attempts("serve")
-        while True:
+        while not loops.stopping():
             try:
                 await attempts.make(self._serve_copy(sale_id, generation))
             except Reopen as reopen:

@@ -5,7 +5,7 @@ from engine.sales import Sale
 from engine.stores.connections import Stores
 from workers import metrics
 
-ADMIT_EVERY_S = 0.25
+ADMIT_EVERY_S = 0.1
 ADMITTED_AT_ONCE = 500
 
 

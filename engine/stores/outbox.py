@@ -10,7 +10,9 @@ the transaction that applies the entries.
 """
 
 import asyncio
+import functools
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,10 +39,22 @@ BATCH_MAX: Mapping["Stream", int] = {"outbox": 500, "journal": 2000}
 
 Stream = Literal["outbox", "journal"]
 STREAMS: tuple[Stream, ...] = ("outbox", "journal")
+# Kinds of the journal that are about holds, as `lua/shared/streams.lua` says it; the rest are about the room.
+ABOUT_HOLDS = frozenset({"held", "extended", "released", "expired"})
+
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class BadEntry(Exception):
+    """An entry lacks a field of its kind, or has one that cannot be what it should be."""
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One entry of a stream; `fields` are the pairs of its kind."""
+    """One entry of a stream; `fields` are the pairs of its kind.
+
+    `text`, `number`, `numbers` and `id` read a field and raise BadEntry for one that is not there or not of that form:
+    then the entry is dead-lettered like one that Postgres refuses.
+    """
 
     entry_id: str
     epoch: int
@@ -49,18 +63,50 @@ class Entry(msgspec.Struct, frozen=True):
     kind: str
     fields: dict[str, str]
 
+    def text(self, name: str) -> str:
+        """Read a field."""
+        try:
+            return self.fields[name]
+        except KeyError:
+            raise BadEntry(f"{self.kind} has no {name}") from None
+
+    def number(self, name: str) -> int:
+        """Read a field that is a whole number."""
+        try:
+            return int(self.text(name))
+        except ValueError:
+            raise BadEntry(f"{self.kind}: {name} is {self.fields[name]!r} and no number") from None
+
+    def numbers(self, name: str) -> list[int]:
+        """Read a field that is a list of whole numbers."""
+        try:
+            return [int(number) for number in self.text(name).split(",")]
+        except ValueError:
+            raise BadEntry(f"{self.kind}: {name} is {self.fields[name]!r} and no list of numbers") from None
+
+    def id(self, name: str) -> str:
+        """Read a field that is an id."""
+        if not _ID.fullmatch(self.text(name)):
+            raise BadEntry(f"{self.kind}: {name} is {self.fields[name]!r} and no id")
+        return self.fields[name]
+
 
 class Watermark(msgspec.Struct, frozen=True):
-    """How far a stream was applied, and by which generation of owner."""
+    """How far a stream was applied, and by which generation of owner; `held_entry_id` is the last one about a hold."""
 
     epoch: int
     generation: int
     n: int
     entry_id: str
+    held_entry_id: str = "0-0"
 
 
 class Divergence(Exception):
     """Redis and Postgres tell different histories of a sale; it must be rebuilt."""
+
+    def __init__(self, says: str, *, entry: Entry | None = None) -> None:
+        super().__init__(says)
+        self.entry = entry
 
 
 class OwnershipLost(Exception):
@@ -69,6 +115,8 @@ class OwnershipLost(Exception):
 
 Apply = Callable[[Connection, Sequence[Entry]], Awaitable[None]]
 Bury = Callable[[Connection, Entry], Awaitable[str | None]]
+Write = Callable[[Connection], Awaitable[None]]
+Resync = Callable[[Gate, Connection], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -80,10 +128,12 @@ class Handler:
             true.
         bury: leaves the rows of an entry that cannot be applied in a state that an operator can resolve, in the same
             transaction as its dead letter, and returns the payment it concerns.
+        resync: writes the room's rows from what Redis says now, after entries were lost that were about the room alone.
     """
 
     apply: Apply
     bury: Bury
+    resync: Resync | None = None
 
 
 # Ownership ------------------------------------------------------------------------------------------------------------
@@ -163,7 +213,10 @@ async def read_unbroken(
 ) -> tuple[list[Entry], Divergence | None]:
     """Read what follows the watermark up to the first break, and the break."""
     key = getattr(keys, stream)
-    raw = await redis.xrange(key, min=f"({watermark.entry_id}", count=most or BATCH_MAX[stream])
+    try:
+        raw = await redis.xrange(key, min=f"({watermark.entry_id}", count=most or BATCH_MAX[stream])
+    except RedisError as fault:
+        raise StoreUnavailable(f"the {stream} of sale {keys.sale_id} cannot be read: {fault}") from fault
     previous_n, previous_id = watermark.n, watermark.entry_id
     unbroken: list[Entry] = []
     try:
@@ -171,13 +224,29 @@ async def read_unbroken(
             if (entry.epoch, entry.n, entry.before) != (watermark.epoch, previous_n + 1, previous_id):
                 raise Divergence(
                     f"{stream}: after n {previous_n} ({previous_id}) of epoch {watermark.epoch} comes n {entry.n} "
-                    f"({entry.entry_id}) of epoch {entry.epoch}, which names {entry.before} before it"
+                    f"({entry.entry_id}) of epoch {entry.epoch}, which names {entry.before} before it",
+                    entry=entry,
                 )
             unbroken.append(entry)
             previous_n, previous_id = entry.n, entry.entry_id
     except Divergence as divergence:
         return unbroken, divergence
     return unbroken, None
+
+
+def is_about_the_room(stream: Stream, watermark: Watermark, entry: Entry) -> bool:
+    """Whether all that was lost between the watermark and this entry of the journal was about the room.
+
+    So it is when an entry of the same epoch names another predecessor than ours, and the same last entry about a hold.
+    A number that was given out and never written is no such thing: there a script failed half-way.
+    """
+    return (
+        stream == "journal"
+        and entry.epoch == watermark.epoch
+        and entry.n > watermark.n + 1
+        and entry.before != watermark.entry_id
+        and entry.fields.get("holds") == watermark.held_entry_id
+    )
 
 
 # Applying -------------------------------------------------------------------------------------------------------------
@@ -191,8 +260,8 @@ _AGAIN = (
     ConnectionError,
     TimeoutError,
 )
-# The entry itself is at fault: what Postgres refuses (SQLSTATE classes 22, 23), a field that is missing or no number.
-_DATA = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, KeyError, ValueError)
+# The entry itself is what Postgres refuses (SQLSTATE classes 22 and 23), or what nobody can read.
+_DATA = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, BadEntry)
 ATTEMPTS_MAX = 5
 
 
@@ -230,7 +299,12 @@ class Reader:
         watermark = self.watermark
         if watermark is None:
             watermark = self.watermark = await self._find_watermark()
-        entries = await read(self._gate.redis, self._keys, self.stream, watermark)
+        try:
+            entries = await read(self._gate.redis, self._keys, self.stream, watermark)
+        except Divergence as divergence:
+            if not await self._pass_over(watermark, divergence):
+                raise
+            return await self.drain()
         if entries:
             await self.apply(entries)
         return len(entries)
@@ -247,6 +321,16 @@ class Reader:
         if found is None or found.generation != self.generation:
             raise OwnershipLost(f"sale {self._keys.sale_id}: the {self.stream} is another generation's")
         return found
+
+    async def _pass_over(self, watermark: Watermark, divergence: Divergence) -> bool:
+        """Go on behind lost entries that were about the room alone: its rows are written from Redis."""
+        entry, resync = divergence.entry, self._handler.resync
+        if entry is None or resync is None or not is_about_the_room(self.stream, watermark, entry):
+            return False
+        after = Watermark(watermark.epoch, watermark.generation, entry.n - 1, entry.before, watermark.held_entry_id)
+        await self._move(watermark, after, functools.partial(resync, self._gate))
+        logger.error("sale %s: its room was read anew: %s", self._keys.sale_id, divergence)
+        return True
 
     async def _apply_or_bury(self, entries: Sequence[Entry]) -> None:
         try:
@@ -268,15 +352,14 @@ class Reader:
             except _DATA:
                 raise  # the driver's own refusal of a value is an error of its interface, too
             except _AGAIN as fault:
-                # The commit may have happened and its answer been lost: Postgres knows.
                 if attempt == ATTEMPTS_MAX:
-                    self.watermark = None
                     raise
                 logger.warning("%s of sale %s: once more after %r", self.stream, self._keys.sale_id, fault)
                 await asyncio.sleep(0.02 * 2**attempt)
-                self.watermark = await self._find_watermark()
-                if self.watermark.n >= entries[-1].n:
-                    return
+            # The commit may have happened and its answer been lost: Postgres knows.
+            self.watermark = await self._find_watermark()
+            if self.watermark.n >= entries[-1].n:
+                return
 
     async def _bury(self, entry: Entry, fault: Exception) -> None:
         async def letter(connection: Connection, _entries: Sequence[Entry]) -> None:
@@ -291,21 +374,41 @@ class Reader:
         logger.error("sale %s: %s entry %d was dead-lettered: %s", self._keys.sale_id, self.stream, entry.n, fault)
 
     async def _transact(self, entries: Sequence[Entry], apply: Apply) -> None:
-        watermark = self.watermark or await self._find_watermark()
-        sale_id, last = self._keys.sale_id, entries[-1]
+        watermark, last = self.watermark or await self._find_watermark(), entries[-1]
+        if watermark.n + 1 != entries[0].n:
+            raise OwnershipLost(f"sale {self._keys.sale_id}: somebody else applied the {self.stream}")
+        about_holds = [entry.entry_id for entry in entries if entry.kind in ABOUT_HOLDS]
+        after = Watermark(
+            watermark.epoch,
+            watermark.generation,
+            last.n,
+            last.entry_id,
+            about_holds[-1] if about_holds else watermark.held_entry_id,
+        )
+
+        async def write(connection: Connection) -> None:
+            await apply(connection, entries)
+
+        await self._move(watermark, after, write)
+
+    async def _move(self, watermark: Watermark, after: Watermark, write: Write) -> None:
+        """Write, and move the watermark from where it must stand, in one transaction."""
+        self.watermark = None  # until the commit is known, only Postgres knows
+        sale_id = self._keys.sale_id
         async with self._postgres.acquire() as connection, connection.transaction():
             own = await SQL.lock_watermark.fetchval(
                 connection, sale_id, self.stream, watermark.epoch, self.generation, watermark.entry_id
             )
             if own is None:
-                self.watermark = None
                 raise OwnershipLost(f"sale {sale_id}: the {self.stream} has moved on without this worker")
-            await apply(connection, entries)
+            await write(connection)
             await SQL.add_applied_batch.execute(
-                connection, sale_id, self.stream, last.epoch, entries[0].n, last.n, len(entries)
+                connection, sale_id, self.stream, after.epoch, watermark.n + 1, after.n, after.n - watermark.n
             )
-            await SQL.move_watermark.execute(connection, sale_id, self.stream, last.n, last.entry_id)
-        self.watermark = Watermark(watermark.epoch, self.generation, last.n, last.entry_id)
+            await SQL.move_watermark.execute(
+                connection, sale_id, self.stream, after.n, after.entry_id, after.held_entry_id
+            )
+        self.watermark = after
 
 
 # After the commit -----------------------------------------------------------------------------------------------------
@@ -374,9 +477,13 @@ async def inspect(gate: Gate, postgres: asyncpg.Pool, keys: SaleKeys, epoch: int
             return f"the {stream} gave out n {counter} and has no entry after n {n}"
         if n > watermark.n:
             entries, fault = await read_unbroken(gate.redis, keys, stream, watermark, most=1)
-            # Unless its owner has moved on meanwhile, what follows the watermark must be there.
-            if not entries and await find_watermark(postgres, keys.sale_id, stream) == watermark:
-                return str(fault or f"the {stream} has n {n}, and nothing to read after n {watermark.n}")
+            moved = await find_watermark(postgres, keys.sale_id, stream) != watermark
+            if entries or moved:
+                continue
+            if fault is None:
+                return f"the {stream} is at n {n}, and nothing follows {watermark.entry_id}"
+            if fault.entry is None or not is_about_the_room(stream, watermark, fault.entry):
+                return str(fault)
     return None
 
 

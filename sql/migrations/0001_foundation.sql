@@ -302,6 +302,7 @@ CREATE TABLE stream_watermarks (
   generation bigint NOT NULL DEFAULT 0,
   n bigint NOT NULL,
   entry_id text NOT NULL,
+  held_entry_id text NOT NULL DEFAULT '0-0',
   updated_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (sale_id, stream)
 );

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -88,6 +88,14 @@ class Person:
         return await self.http.patch(path, headers=sent, json=body)
 
 
+def raw(headers: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
+    """Headers as they go over the wire, so that a test can send what a careful client would not."""
+    return [
+        (name.encode(), value if isinstance(value, bytes) else value.encode("latin-1"))
+        for name, value in headers.items()
+    ]
+
+
 def problem(response: httpx.Response) -> tuple[int, str]:
     """The status and the word of a problem."""
     assert response.headers["content-type"] == "application/problem+json", response.text
@@ -95,6 +103,41 @@ def problem(response: httpx.Response) -> tuple[int, str]:
     assert response.json()["status"] == response.status_code
     assert response.json()["title"]
     return response.status_code, word
+
+
+class PromptTransport(httpx.AsyncBaseTransport):
+    """Calls an application in-process and returns its answer when that is sent, not when the application ends."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer one request."""
+        content = await request.aread()
+        answered: asyncio.Future[httpx.Response] = asyncio.get_running_loop().create_future()
+        began: dict[str, Any] = {}
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": content, "more_body": False}
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                began.update(message)
+            else:
+                answered.set_result(httpx.Response(began["status"], headers=began["headers"], content=message["body"]))
+
+        scope = {
+            "type": "http",
+            "method": request.method,
+            "path": request.url.path,
+            "query_string": request.url.query,
+            "headers": [(name.lower(), value) for name, value in request.headers.raw],
+        }
+        task = asyncio.create_task(self._app(scope, receive, send))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await answered
 
 
 def hall(rows: int = 2, numbers: int = 5, price: int = 1000) -> list[dict[str, object]]:

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from litestar import Litestar
 
 from api.app import create_app
+from api.face import Face
 from api.house import House, open_house
 from api.server import prepare
 from engine.settings import Settings
@@ -43,15 +43,15 @@ async def house(settings: Settings) -> AsyncIterator[House]:
 
 
 @pytest.fixture
-def app(settings: Settings, house: House) -> Litestar:
+def app(settings: Settings, house: House) -> Face:
     """The application, as it is once it has started."""
-    app = create_app(settings)
-    app.state.face.house = house
-    return app
+    face = create_app(settings)
+    face.house = house
+    return face
 
 
 @pytest.fixture
-async def http(app: Litestar, contract: Contract) -> AsyncIterator[httpx.AsyncClient]:
+async def http(app: Face, contract: Contract) -> AsyncIterator[httpx.AsyncClient]:
     """A client that nobody signed in to."""
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app=app),  # type: ignore[arg-type]  # both are ASGI, typed by different names

@@ -9,7 +9,7 @@ import pytest
 
 from api.house import House, refresh_people
 from engine import accounts
-from tests.api.calling import ADMIN_KEY, Person, problem
+from tests.api.calling import ADMIN_KEY, Person, problem, raw
 
 ADA = {"email": "ada@example.org", "password": "correct horse", "name": "Ada"}
 
@@ -142,7 +142,7 @@ async def test_tokens_that_are_not_ours_are_refused(http: httpx.AsyncClient) -> 
     unsigned = jwt.encode({"iss": "lastseat", "sub": "a" * 32, "exp": 9_999_999_999}, "", "none")
     foreign = jwt.encode({"iss": "lastseat", "sub": "a" * 32, "exp": 9_999_999_999}, "x" * 32, "HS256")
     for forged in (f"{head}.{claims}.{signature[::-1]}", unsigned, foreign, "", "x", "é", ADMIN_KEY):
-        answered = await http.get("/v1/me", headers={"Authorization": f"Bearer {forged}".encode("latin-1")})
+        answered = await http.get("/v1/me", headers=raw({"Authorization": f"Bearer {forged}"}))
         assert problem(answered) == (401, "not_signed_in"), forged
     for scheme in ("Basic", "bearer"):
         answered = await http.get("/v1/me", headers={"Authorization": f"{scheme} {token}"})

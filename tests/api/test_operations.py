@@ -6,14 +6,14 @@ import httpx
 import pytest
 
 from api.house import House
-from tests.api.calling import Person, problem
+from tests.api.calling import Person, problem, raw
 
 CHARGES = "/v1/balance/charges"
 
 
 async def send(person: Person, content: bytes, **headers: str | bytes) -> httpx.Response:
     sent = person.headers | {"Idempotency-Key": "k", "Content-Type": "application/json"} | headers
-    return await person.http.post(CHARGES, content=content, headers=sent)
+    return await person.http.post(CHARGES, content=content, headers=raw(sent))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"amount":1', b"\xff\xfe", b'{"amount":1}x', b'{"amount":"\\ud800"}'])

@@ -12,7 +12,7 @@ from api.app import operations
 from api.face import Face
 from api.house import open_house
 from engine.settings import Settings
-from tests.api.calling import ADMIN_KEY, Contract, Person, Show, problem, put_on
+from tests.api.calling import ADMIN_KEY, Contract, Person, PromptTransport, Show, problem, put_on
 from tests.api.proxy import Proxy, before
 
 # Connections that one process may open to either store in these tests, and those that its subscriptions hold.
@@ -51,7 +51,7 @@ async def shop(settings: Settings, contract: Contract) -> AsyncIterator[Shop]:
         face = Face([dataclasses.replace(operation, deadline_s=3.0) for operation in operations()])
         face.house = house
         async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=face),  # type: ignore[arg-type]  # both are ASGI, typed by different names
+            transport=PromptTransport(face),
             base_url="http://lastseat.test",
             event_hooks={"response": [contract.check]},
             timeout=30,

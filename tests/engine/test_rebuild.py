@@ -176,6 +176,8 @@ async def test_an_ended_payment_does_not_run_again(stores: Stores) -> None:
     request = await shop.begin_payment(hold_id)
     await stores.postgres.execute("UPDATE balances SET amount = 0")
     (failed,) = await payments.authorise(stores.postgres, [request])
+    assert isinstance(failed, payments.Payment)
+    assert isinstance(failed, payments.Payment)
     assert failed.status == "FAILED"
     await lose(stores)
     sale = await shop.rebuild()

@@ -5,7 +5,7 @@ every sale is asserted after every step.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import fakeredis
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from engine import ids, seats
 from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
@@ -22,8 +22,8 @@ from engine.stores.connections import open_redis
 from engine.stores.replies import Reply
 from tests.engine.seat_sales import Hall, buyer, open_hall
 
-LIMIT = 4
-SEATS = tuple(f"A-1-{number}" for number in range(1, 7))
+LIMIT = 5
+SEATS = tuple(f"A-1-{number}" for number in range(1, 9))
 BLOCKED = "B-1-1"
 UNKNOWN = "Z-9-9"
 BUYERS = ("ann", "bob", "cat")
@@ -230,17 +230,18 @@ class Model:
 
 # --- the machine ------------------------------------------------------------------------------------------------------
 
+# Which hold, see `_choose`.
+PICKS = st.integers(0, 99)
 NAMES = st.sampled_from(BUYERS)
-SEAT_LISTS = st.lists(st.sampled_from((*SEATS, *SEATS, BLOCKED, UNKNOWN)), min_size=1, max_size=3, unique=True)
+SEAT_LISTS = st.lists(st.sampled_from((*SEATS * 4, BLOCKED, UNKNOWN)), min_size=1, max_size=3, unique=True)
 FEW_IDS = st.sampled_from(("one", "two", "three")).map(ids.derive)
-FINGERPRINTS = st.sampled_from(("f" * 16, "e" * 16))
+FINGERPRINTS = st.sampled_from(("f" * 16, "f" * 16, "e" * 16))
 
 
 class Seats(RuleBasedStateMachine):
-    """Holds of three buyers on six seats, on two stores at once."""
+    """Holds of three buyers on eight seats, on two stores and in the model at once."""
 
     url: ClassVar[str]
-    holds = Bundle("holds")
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,140 +249,146 @@ class Seats(RuleBasedStateMachine):
         self.model = Model()
         self.aged_ms = 1
         self.made = 0
+        self.queue_nos: dict[str, int] = {}
         self.valkey, self.fake = self.runner.run(self._open())
 
     async def _open(self) -> tuple[Hall, Hall]:
-        valkey = await open_hall(open_redis(self.url), *SEATS, blocked=(BLOCKED,), per_buyer_max=LIMIT)
+        terms: dict[str, Any] = {"blocked": (BLOCKED,), "per_buyer_max": LIMIT}
         server = fakeredis.FakeServer(server_type="valkey")
-        fake = await open_hall(
-            fakeredis.FakeAsyncRedis(server=server), *SEATS, blocked=(BLOCKED,), shebang=False, per_buyer_max=LIMIT
+        return (
+            await open_hall(open_redis(self.url), *SEATS, **terms),
+            await open_hall(fakeredis.FakeAsyncRedis(server=server), *SEATS, shebang=False, **terms),
         )
-        for hall in (valkey, fake):
-            for queue_no, name in enumerate(("ann", "bob"), 1):  # cat has no place in line
-                await hall.redis.hset(hall.sale.keys.tokens, buyer(name), f"ACTIVE|{queue_no}|0|1")
-                await hall.redis.zadd(hall.sale.keys.active, {buyer(name): 4_000_000_000_000})
-        return valkey, fake
 
     def teardown(self) -> None:
-        """Close both stores."""
+        """Leave nothing in the store that is shared."""
         self.runner.run(self._close())
         self.runner.close()
 
     async def _close(self) -> None:
-        await self.valkey.redis.execute_command("DEL", *vars(self.valkey.sale.keys).values())
+        await self.valkey.redis.flushall()
         await self.valkey.redis.aclose()
         await self.fake.redis.aclose()
 
-    def ask(self, act: Callable[[Hall], Coroutine[Any, Any, Any]]) -> Any:
+    def on_both(self, act: Callable[[Hall], Coroutine[Any, Any, Any]]) -> Any:
         """Do the same on both stores; the answer, which must be the same word with the same fields."""
         on_valkey = self.runner.run(act(self.valkey))
         on_fake = self.runner.run(act(self.fake))
         assert _timeless(on_valkey) == _timeless(on_fake)
         return on_valkey
 
-    def _of(self, wish: Wish) -> dict[str, Any]:
-        return {"hold_id": wish.hold_id, "buyer_id": buyer(wish.by)}
+    def ask(self, verb: Callable[..., Coroutine[Any, Any, Any]], **arguments: Any) -> Any:
+        """Call one of the engine's functions on both stores."""
+        return self.on_both(lambda hall: verb(hall.gate, hall.sale, **arguments))
+
+    def _choose(self, pick: int, *states: str) -> str:
+        """Mostly a hold in one of these states; now and then any other, or one that nobody made."""
+        preferred = [wish.hold_id for wish in self.model.wishes.values() if wish.state in states]
+        if pick < 15 or not preferred:
+            preferred = [ids.derive("hold", "nobody"), *self.model.wishes]
+        return preferred[pick % len(preferred)]
+
+    def _wish(self, pick: int, *states: str) -> Wish | None:
+        """A hold in one of these states, if there is one."""
+        wish = self.model.wishes.get(self._choose(pick, *states))
+        return wish if wish is not None and wish.state in states else None
+
+    def _mine(self, hold_id: str, by: str) -> str:
+        """Its own buyer, except when cat, who tries foreign ones."""
+        wish = self.model.wishes.get(hold_id)
+        return by if wish is None or by == "cat" else wish.by
 
     # What buyers do.
 
-    def _queue_no(self, name: str) -> int:
-        return {"ann": 1, "bob": 2}.get(name, 0)
-
-    def _is_admitted(self, name: str) -> bool:
+    def _hold(self, hold_id: str, by: str, fingerprint: str, seat_nos: Sequence[str]) -> None:
         async def look(hall: Hall) -> bool:
-            room, token = await asyncio.gather(
-                hall.redis.hget(hall.sale.keys.sale, "room"), hall.redis.hget(hall.sale.keys.tokens, buyer(name))
-            )
-            return room == b"off" or (token or b"").startswith(b"ACTIVE|")
+            """Whether the room lets this buyer in."""
+            room = await hall.redis.hget(hall.sale.keys.sale, "room")
+            token = await hall.redis.hget(hall.sale.keys.tokens, buyer(by)) or b""
+            return room == b"off" or token.startswith(b"ACTIVE|")
 
-        return bool(self.ask(look))
-
-    def _hold(self, hold_id: str, by: str, seat_nos: list[str]) -> None:
-        fingerprint = ids.fingerprint(by, *seat_nos)
-        expected = self.model.hold(hold_id, by, fingerprint, tuple(seat_nos), admitted=self._is_admitted(by))
-
-        async def act(hall: Hall) -> Any:
-            return await hall.hold(*seat_nos, by=by, id_=hold_id, fingerprint=fingerprint, queue_no=self._queue_no(by))
-
-        reply = self.ask(act)
+        admitted = self.on_both(look)
+        expected = self.model.hold(hold_id, by, fingerprint, tuple(seat_nos), admitted=admitted)
+        reply = self.ask(
+            seats.hold,
+            hold_id=hold_id,
+            buyer_id=buyer(by),
+            fingerprint=fingerprint,
+            seat_nos=seat_nos,
+            queue_no=self.queue_nos.get(by, 0),
+        )
         if expected is None:
             assert isinstance(reply, seats.Held), reply
             assert reply.fence == self.model.fence
         else:
             assert reply == expected
 
-    @rule(target=holds, by=NAMES, seat_nos=SEAT_LISTS)
-    def hold(self, by: str, seat_nos: list[str]) -> str:
+    @rule(by=NAMES, seat_nos=SEAT_LISTS)
+    def hold(self, by: str, seat_nos: list[str]) -> None:
         self.made += 1
-        hold_id = ids.derive("hold", str(self.made))
-        self._hold(hold_id, by, seat_nos)
-        return hold_id
+        self._hold(ids.derive("hold", str(self.made)), by, ids.fingerprint(*seat_nos), seat_nos)
 
-    @rule(hold_id=holds, by=NAMES, seat_nos=SEAT_LISTS)
-    def hold_with_a_known_id(self, hold_id: str, by: str, seat_nos: list[str]) -> None:
-        self._hold(hold_id, by, seat_nos)
+    @rule(pick=PICKS, by=NAMES, seat_nos=SEAT_LISTS)
+    def take_over(self, pick: int, by: str, seat_nos: list[str]) -> None:
+        """Want a seat of a hold that has lapsed, and others beside it."""
+        lapsed = [wish for wish in self.model.wishes.values() if wish.shown == "ENDED" and wish.state == "HELD"]
+        if lapsed:
+            seat_no = lapsed[pick % len(lapsed)].seat_nos[0]
+            self.hold(by, list(dict.fromkeys([seat_no, *seat_nos])))
 
-    @rule(hold_id=holds)
-    def repeat_a_hold(self, hold_id: str) -> None:
-        if wish := self.model.wishes.get(hold_id):
-            expected = seats.HoldKnown(wish.shown)
+    @rule(pick=PICKS, by=NAMES, seat_nos=SEAT_LISTS)
+    def hold_with_a_known_id(self, pick: int, by: str, seat_nos: list[str]) -> None:
+        if self.model.wishes:
+            hold_id = list(self.model.wishes)[pick % len(self.model.wishes)]
+            wish = self.model.wishes[hold_id]
+            fingerprint = wish.fingerprint if pick % 2 else ids.fingerprint(*seat_nos)
+            self._hold(hold_id, self._mine(hold_id, by), fingerprint, seat_nos)
 
-            async def act(hall: Hall) -> Any:
-                return await hall.hold(SEATS[0], by=wish.by, id_=hold_id, fingerprint=wish.fingerprint)
-
-            assert self.ask(act) == expected
-
-    @rule(hold_id=holds, by=NAMES, extension_id=FEW_IDS, fingerprint=FINGERPRINTS)
-    def extend(self, hold_id: str, by: str, extension_id: str, fingerprint: str) -> None:
-        by = self._mostly_own(hold_id, by)
+    @rule(pick=PICKS, by=NAMES, extension_id=FEW_IDS, fingerprint=FINGERPRINTS)
+    def extend(self, pick: int, by: str, extension_id: str, fingerprint: str) -> None:
+        hold_id = self._choose(pick, "HELD")
+        by = self._mine(hold_id, by)
         expected = self.model.extend(hold_id, by, extension_id, fingerprint)
-
-        async def act(hall: Hall) -> Any:
-            return await seats.extend(
-                hall.gate,
-                hall.sale,
-                hold_id=hold_id,
-                buyer_id=buyer(by),
-                extension_id=extension_id,
-                fingerprint=fingerprint,
-            )
-
-        reply = self.ask(act)
+        reply = self.ask(
+            seats.extend,
+            hold_id=hold_id,
+            buyer_id=buyer(by),
+            extension_id=extension_id,
+            fingerprint=fingerprint,
+        )
         assert isinstance(reply, seats.Extended) if expected is None else reply == expected
 
     @rule(
-        hold_id=holds,
+        pick=PICKS,
         by=NAMES,
         release_id=FEW_IDS,
         fingerprint=FINGERPRINTS,
-        named=st.lists(st.sampled_from(SEATS), max_size=2, unique=True),
+        places=st.lists(st.integers(0, 3), max_size=2),
     )
-    def release(self, hold_id: str, by: str, release_id: str, fingerprint: str, named: list[str]) -> None:
-        by = self._mostly_own(hold_id, by)
-        expected = self.model.release(hold_id, by, release_id, fingerprint, tuple(named))
+    def release(self, pick: int, by: str, release_id: str, fingerprint: str, places: list[int]) -> None:
+        hold_id = self._choose(pick, "HELD")
+        by = self._mine(hold_id, by)
+        wish = self.model.wishes.get(hold_id)
+        # A place beyond the hold's seats is somebody else's.
+        seat_nos = [*(wish.seat_nos if wish else ()), *SEATS]
+        named = tuple(dict.fromkeys(seat_nos[place] for place in places))
+        expected = self.model.release(hold_id, by, release_id, fingerprint, named)
+        reply = self.ask(
+            seats.release,
+            hold_id=hold_id,
+            buyer_id=buyer(by),
+            release_id=release_id,
+            fingerprint=fingerprint,
+            seat_nos=named,
+        )
+        assert reply == expected
 
-        async def act(hall: Hall) -> Any:
-            return await seats.release(
-                hall.gate,
-                hall.sale,
-                hold_id=hold_id,
-                buyer_id=buyer(by),
-                release_id=release_id,
-                fingerprint=fingerprint,
-                seat_nos=named,
-            )
-
-        assert self.ask(act) == expected
-
-    @rule(hold_id=holds, by=NAMES, payment_id=FEW_IDS)
-    def pay(self, hold_id: str, by: str, payment_id: str) -> None:
-        by = self._mostly_own(hold_id, by)
+    @rule(pick=PICKS, by=NAMES, payment_id=FEW_IDS)
+    def pay(self, pick: int, by: str, payment_id: str) -> None:
+        hold_id = self._choose(pick, "HELD")
+        by = self._mine(hold_id, by)
         expected = self.model.pay(hold_id, by, payment_id)
-
-        async def act(hall: Hall) -> Any:
-            return await seats.pay(hall.gate, hall.sale, hold_id=hold_id, buyer_id=buyer(by), payment_id=payment_id)
-
-        reply = self.ask(act)
+        reply = self.ask(seats.pay, hold_id=hold_id, buyer_id=buyer(by), payment_id=payment_id)
         if expected is None:
             assert isinstance(reply, seats.Paying), reply
             assert [line.seat_no for line in reply.lines] == self.model.wishes[hold_id].seat_nos
@@ -390,63 +397,68 @@ class Seats(RuleBasedStateMachine):
 
     # How it ends.
 
-    @rule(hold_id=holds, payment_id=FEW_IDS, off=st.sampled_from((0, 0, 0, 1)))
-    def confirm(self, hold_id: str, payment_id: str, off: int) -> None:
-        fence = self._fence(hold_id) + off
-        expected = self.model.confirm(hold_id, fence, payment_id)
-
-        async def act(hall: Hall) -> Any:
-            return await seats.confirm(hall.gate, hall.sale, hold_id=hold_id, fence=fence, payment_id=payment_id)
-
-        assert self.ask(act) == expected
-
-    @rule(hold_id=holds, payment_id=FEW_IDS, off=st.sampled_from((0, 0, 0, 1)))
-    def abandon(self, hold_id: str, payment_id: str, off: int) -> None:
-        fence = self._fence(hold_id) + off
-        expected = self.model.abandon(hold_id, fence, payment_id)
-
-        async def act(hall: Hall) -> Any:
-            return await seats.abandon(hall.gate, hall.sale, hold_id=hold_id, fence=fence, payment_id=payment_id)
-
-        assert self.ask(act) == expected
-
-    @rule(hold_id=holds, gone=st.lists(st.sampled_from(SEATS), max_size=3), goes_next=st.booleans())
-    def restore(self, hold_id: str, gone: list[str], *, goes_next: bool) -> None:
+    def _door(self, pick: int, payment_id: str) -> dict[str, Any]:
+        """What is presented at a door: mostly the payment that runs, now and then another or a false fence."""
+        hold_id = self._choose(pick, "PAYING")
         wish = self.model.wishes.get(hold_id)
-        if wish is None or wish.state not in {"SOLD", "ENDED"}:
+        if wish is not None and wish.payment and pick % 4:
+            payment_id = wish.payment
+        fence = (wish.fence if wish else 1) + (pick % 7 == 0)
+        return {"hold_id": hold_id, "fence": fence, "payment_id": payment_id}
+
+    @rule(pick=PICKS, payment_id=FEW_IDS)
+    def confirm(self, pick: int, payment_id: str) -> None:
+        presented = self._door(pick, payment_id)
+        expected = self.model.confirm(**presented)
+        assert self.ask(seats.confirm, **presented) == expected
+
+    @rule(pick=PICKS, payment_id=FEW_IDS)
+    def abandon(self, pick: int, payment_id: str) -> None:
+        presented = self._door(pick, payment_id)
+        expected = self.model.abandon(**presented)
+        assert self.ask(seats.abandon, **presented) == expected
+
+    @rule(pick=PICKS, places=st.sets(st.integers(0, 2), min_size=1), goes_next=st.booleans())
+    def restore(self, pick: int, places: set[int], *, goes_next: bool) -> None:
+        wish = self._wish(pick, "SOLD", "ENDED")
+        if wish is None:
             return
-        # What Postgres claims for this hold: the seats it sold and did not give back.
+        gone = tuple(seat_no for place, seat_no in enumerate(wish.seat_nos) if place in places)
         claims = [
             seats.Claim(seat_no)
             if seat_no in gone or wish.state == "ENDED"
-            else seats.Claim(seat_no, hold_id, wish.fence)
+            else seats.Claim(seat_no, wish.hold_id, wish.fence)
             for seat_no in wish.seat_nos
         ]
-        expected = self.model.give_back(wish, tuple(gone), "ADMIN")
-
-        async def act(hall: Hall) -> Any:
-            return await seats.restore(
-                hall.gate,
-                hall.sale,
-                hold_id=hold_id,
-                fence=wish.fence,
-                buyer_id=buyer(wish.by),
-                reason="ADMIN",
-                goes_next=goes_next,
-                claims=claims,
-            )
-
-        assert self.ask(act) == expected
+        expected = self.model.give_back(wish, gone, "ADMIN")
+        reply = self.ask(
+            seats.restore,
+            hold_id=wish.hold_id,
+            fence=wish.fence,
+            buyer_id=buyer(wish.by),
+            reason="ADMIN",
+            goes_next=goes_next,
+            claims=claims,
+        )
+        assert reply == expected
 
     # Time, and what follows from it.
 
-    @rule(hold_id=holds)
-    def let_a_hold_lapse(self, hold_id: str) -> None:
-        wish = self.model.wishes.get(hold_id)
-        if wish is not None and wish.state in {"HELD", "PAYING"}:
+    @rule(pick=PICKS)
+    def let_a_hold_lapse(self, pick: int) -> None:
+        if wish := self._wish(pick, "HELD", "PAYING"):
             wish.lapsed = True
-            self.ask(lambda hall: hall.rewrite(hold_id, expires_at_ms=self.aged_ms))
+            self.on_both(lambda hall: hall.rewrite(wish.hold_id, expires_at_ms=self.aged_ms))
             self.aged_ms += 1
+
+    @rule(pick=PICKS, most=st.integers(1, 3))
+    def let_a_payment_be_overdue(self, pick: int, most: int) -> None:
+        if wish := self._wish(pick, "PAYING"):
+            self.on_both(lambda hall: hall.rewrite(wish.hold_id, pay_deadline_ms=self.aged_ms))
+            self.aged_ms += 1
+            reply = self.ask(seats.overdue, most=most)
+            assert all(self.model.wishes[each.hold_id].payment == each.payment_id for each in reply.holds)
+            assert 1 <= len(reply.holds) <= most
 
     @rule(most=st.integers(1, 3))
     def sweep(self, most: int) -> None:
@@ -454,57 +466,56 @@ class Seats(RuleBasedStateMachine):
             lapsed = await hall.redis.zrangebyscore(hall.sale.keys.deadlines, 0, self.aged_ms)
             return [hold_id.decode() for hold_id in lapsed]
 
-        lapsed = self.ask(order)
+        lapsed = self.on_both(order)
         for hold_id in lapsed[:most]:
             self.model.end(self.model.wishes[hold_id], "EXPIRED")
-        reply = self.ask(lambda hall: seats.expire(hall.gate, hall.sale, most=most))
-        assert reply == seats.Expired(len(lapsed[:most]), len(lapsed[most:]), 0)
+        assert self.ask(seats.expire, most=most) == seats.Expired(len(lapsed[:most]), len(lapsed[most:]), 0)
 
-    @rule(hold_id=holds, persisted=st.booleans())
-    def forget(self, hold_id: str, *, persisted: bool) -> None:
-        wish = self.model.wishes.get(hold_id)
-        if wish is None or wish.state not in {"SOLD", "ENDED"}:
+    @rule(pick=PICKS, persisted=st.booleans())
+    def let_the_window_pass(self, pick: int, *, persisted: bool) -> None:
+        wish = self._wish(pick, "SOLD", "ENDED")
+        if wish is None:
             return
         if persisted:
             self.model.persisted_n = self.model.outbox_n
-            self.ask(lambda hall: hall.set(outbox_persisted_n=self.model.outbox_n))
-        trimmed = wish.state == "ENDED" or wish.sold_n <= self.model.persisted_n
-        lapsed = [w for w in self.model.wishes.values() if w.state == "HELD" and w.lapsed]
+            self.on_both(lambda hall: hall.set(outbox_persisted_n=self.model.outbox_n))
+        forgotten = wish.state == "ENDED" or wish.sold_n <= self.model.persisted_n
+        lapsed = [each for each in self.model.wishes.values() if each.state == "HELD" and each.lapsed]
 
-        async def act(hall: Hall) -> Any:
+        async def age_and_sweep(hall: Hall) -> Any:
             ended = hall.sale.keys.ended
-            since = await hall.redis.zscore(ended, hold_id)
-            await hall.redis.zadd(ended, {hold_id: 1})
+            since = await hall.redis.zscore(ended, wish.hold_id)
+            await hall.redis.zadd(ended, {wish.hold_id: 1})
             reply = await seats.expire(hall.gate, hall.sale, most=20)
-            await hall.redis.zadd(ended, {hold_id: since}, xx=True)
+            await hall.redis.zadd(ended, {wish.hold_id: since}, xx=True)
             return reply
 
-        assert self.ask(act) == seats.Expired(len(lapsed), 0, int(trimmed))
+        assert self.on_both(age_and_sweep) == seats.Expired(len(lapsed), 0, int(forgotten))
         for each in lapsed:
             self.model.end(each, "EXPIRED")
-        if trimmed:
+        if forgotten:
             self.model.forget(wish)
-
-    @rule(most=st.integers(1, 3), hold_id=holds)
-    def let_a_payment_be_overdue(self, most: int, hold_id: str) -> None:
-        wish = self.model.wishes.get(hold_id)
-        if wish is None or wish.state != "PAYING":
-            return
-        self.ask(lambda hall: hall.rewrite(hold_id, pay_deadline_ms=self.aged_ms))
-        self.aged_ms += 1
-        reply = self.ask(lambda hall: seats.overdue(hall.gate, hall.sale, most=most))
-        assert all(self.model.wishes[each.hold_id].payment == each.payment_id for each in reply.holds)
-        assert 1 <= len(reply.holds) <= most
 
     @rule(room=st.sampled_from(("off", "open")))
     def turn_the_room(self, room: str) -> None:
-        self.ask(lambda hall: hall.set(room=room))
+        """Close it, or open it with new places in line for ann and bob; cat has none."""
+        first_no = max(self.queue_nos.values(), default=0) + 1
+        self.queue_nos = {"ann": first_no, "bob": first_no + 1}
+
+        async def turn(hall: Hall) -> None:
+            await hall.set(room=room)
+            for name, queue_no in self.queue_nos.items():
+                await hall.redis.hset(hall.sale.keys.tokens, buyer(name), f"ACTIVE|{queue_no}|0|1")
+                await hall.redis.zadd(hall.sale.keys.active, {buyer(name): 4_000_000_000_000})
+
+        self.on_both(turn)
 
     # Always.
 
-    @rule(hold_id=holds)
-    def find(self, hold_id: str) -> None:
-        found = self.ask(lambda hall: seats.find(hall.gate, hall.sale, hold_id=hold_id))
+    @rule(pick=PICKS)
+    def find(self, pick: int) -> None:
+        hold_id = self._choose(pick, "HELD", "ENDED")
+        found = self.ask(seats.find, hold_id=hold_id)
         wish = self.model.wishes.get(hold_id)
         if wish is None:
             assert found == NotFound()
@@ -522,19 +533,11 @@ class Seats(RuleBasedStateMachine):
 
     @invariant()
     def both_stores_hold_the_same(self) -> None:
-        self.ask(_contents)
+        self.on_both(_contents)
 
     @invariant()
     def what_is_true_of_every_sale_is_true(self) -> None:
         self.runner.run(self.valkey.check())
-
-    def _mostly_own(self, hold_id: str, by: str) -> str:
-        wish = self.model.wishes.get(hold_id)
-        return by if wish is None or by == "cat" else wish.by
-
-    def _fence(self, hold_id: str) -> int:
-        wish = self.model.wishes.get(hold_id)
-        return wish.fence if wish else 1
 
 
 def _timeless(answer: Any) -> Any:
@@ -574,8 +577,8 @@ def test_seats_behave_alike_on_valkey_on_fakeredis_and_in_the_model(valkey_serve
     run_state_machine_as_test(
         OnThisServer,
         settings=settings(
-            max_examples=30,
-            stateful_step_count=40,
+            max_examples=60,
+            stateful_step_count=50,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),

@@ -351,7 +351,7 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
     ),
     "somebody passed the line": (
         {"I5"},
-        run("UPDATE queue_tokens SET admitted_at = now() WHERE queue_no = 3"),
+        run("UPDATE queue_tokens SET admitted_at = now(), status = 'ACTIVE' WHERE queue_no = 3"),
         "number 3 was admitted, and serving is 2",
     ),
     "somebody was called beyond serving": (
@@ -505,6 +505,16 @@ async def test_it_is_seen_when(wrong: str, shop: World, heard: Path) -> None:
     assert finding in describe(report), describe(report)
     assert {name for name, verdict in verdicts(report).items() if verdict == "false"} == broken, describe(report)
     assert report.verdict == "false"
+
+
+async def test_a_place_of_an_older_epoch_is_not_live_until_it_is_put_back(shop: World, heard: Path) -> None:
+    await run(
+        f"""
+        INSERT INTO queue_tokens (sale_id, queue_no, epoch, owner, status, created_at)
+        VALUES ('{SALE}', 4, 0, 'v{ANN}', 'WAITING', now())
+        """
+    )(*shop)
+    assert (await look(shop, heard)).verdict == "true"
 
 
 async def test_two_people_who_heard_one_seat_confirmed_are_seen(shop: World, heard: Path) -> None:

@@ -74,7 +74,7 @@ async def test_what_was_begun_is_finished_when_the_loop_is_stopped() -> None:
 
 
 async def test_pauses_grow_and_are_bounded() -> None:
-    async def work() -> None:
+    async def work() -> int:
         raise StoreUnavailable("away")
 
     attempts = loops.Attempts("test", pause_s=0.001)
@@ -85,3 +85,24 @@ async def test_pauses_grow_and_are_bounded() -> None:
         return 7
 
     assert await attempts.make(well()) == 7
+
+
+async def test_a_lost_cancellation_stops_the_loop_all_the_same() -> None:
+    passes = 0
+
+    async def work() -> None:
+        nonlocal passes
+        passes += 1
+
+    async def lose_the_cancellation() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await loops.every(0.001, work, name="test")
+
+    task = asyncio.create_task(lose_the_cancellation())
+    await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(10):
+        await task
+    assert passes == 0

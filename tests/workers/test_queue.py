@@ -64,7 +64,7 @@ async def test_a_job_that_a_killed_worker_had_begun_holds_up_no_other(stores: St
     running = asyncio.create_task(queue.run(stores))
 
     async def forgotten() -> bool:
-        return await stores.postgres.fetchval("SELECT count(*) FROM queue_tokens") == 0
+        return not await stores.postgres.fetchval("SELECT count(*) FROM queue_tokens")
 
     await until(forgotten)
     running.cancel()
@@ -78,7 +78,7 @@ async def test_a_job_that_fails_leaves_text_behind_and_nothing_to_execute(stores
     running = asyncio.create_task(queue.run(stores))
 
     async def taken() -> bool:
-        return await redis.zcard(queue.QUEUE_NAME) == 0
+        return not await redis.zcard(queue.QUEUE_NAME)
 
     await until(taken)
     assert not running.done()

@@ -119,7 +119,7 @@ async def test_the_line_is_remembered_and_allowed_more_numbers(stores: Stores) -
 
         async def remembered() -> bool:
             row = await shop.row()
-            return row["serving"] == 12 and row["queue_no_ceiling"] == 2 * QUEUE_NO_STEP - 1
+            return (row["serving"], row["queue_no_ceiling"]) == (12, 2 * QUEUE_NO_STEP - 1)
 
         await until(remembered)
 
@@ -163,11 +163,11 @@ async def test_a_sale_that_could_not_be_written_is_written_once_it_can_be(stores
 
 
 async def _begun(shop: Shop) -> bool:
-    return (await shop.row())["epoch"] > 0
+    return bool((await shop.row())["epoch"] > 0)
 
 
 async def _is_open_in_any_epoch(shop: Shop) -> bool:
-    return (await shop.row())["store_state"] == "open"
+    return bool((await shop.row())["store_state"] == "open")
 
 
 # Sharing --------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ WITHIN_S = 30.0
 async def until(holds: Callable[[], Awaitable[object]], *, within_s: float = WITHIN_S) -> None:
     """Wait until this is so; looks often, because what is waited for takes milliseconds."""
     async with asyncio.timeout(within_s):
-        while not await holds():
+        # It happens in another process or in a store, so there is no event to wait for.
+        while not await holds():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

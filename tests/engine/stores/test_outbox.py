@@ -2,18 +2,15 @@
 
 import asyncio
 import itertools
-import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 import pytest
 from redis.asyncio import Redis
 
 from engine.stores import outbox
-from engine.stores.connections import RedisClient, open_postgres
+from engine.stores.connections import open_postgres
 from engine.stores.keys import SaleKeys
 from engine.stores.outbox import (
     BATCH_MAX,
@@ -28,6 +25,7 @@ from engine.stores.outbox import (
 )
 from engine.stores.queries import Connection
 from engine.stores.scripts import Gate
+from tests.wires import losing_answers
 
 SALE_ID = "5a1e" * 8
 KEYS = SaleKeys(SALE_ID)
@@ -50,22 +48,24 @@ async def sale(postgres: asyncpg.Pool) -> None:
 class Writer:
     """Appends entries as the scripts do; a test may lie about any part of one."""
 
-    def __init__(self, redis: RedisClient, stream: Stream = "outbox") -> None:
+    def __init__(self, redis: Any, stream: Stream = "outbox") -> None:
         self.redis = redis
         self.stream: Stream = stream
         self.key = getattr(KEYS, stream)
         self.n = 0
         self.before = "0-0"
+        self.holds = "0-0"
 
     async def append(
         self, *, kind: str = "noted", n: int | None = None, before: str | None = None, epoch: int = 1, **fields: str
     ) -> str:
         self.n = self.n + 1 if n is None else n
         entry: dict[Any, Any] = {
-            "epoch": epoch, "n": self.n, "before": before or self.before, "kind": kind, **fields
+            "epoch": epoch, "n": self.n, "before": before or self.before, "kind": kind, "holds": self.holds, **fields
         }  # fmt: skip
         self.before = (await self.redis.xadd(self.key, entry)).decode()
-        await self.redis.hset(KEYS.sale, mapping={"epoch": 1, "state": "open", f"{self.stream}_n": self.n})  # type: ignore[misc]
+        self.holds = self.before if kind in outbox.ABOUT_HOLDS else self.holds
+        await self.redis.hset(KEYS.sale, mapping={"epoch": 1, "state": "open", f"{self.stream}_n": self.n})
         return self.before
 
 
@@ -212,6 +212,85 @@ async def test_trimmed_entries_that_were_not_applied_are_divergence(
         await reader.drain()
 
 
+# A break that is about the room alone ---------------------------------------------------------------------------------
+
+
+async def write_room_anew(_gate: Gate, connection: Connection) -> None:
+    await connection.execute("INSERT INTO installation (name, value) VALUES ('room', 'read anew')")
+
+
+RESYNCING = Handler(apply=note, bury=bury_nothing, resync=write_room_anew)
+
+
+async def test_lost_entries_about_the_room_alone_resync_the_room_and_freeze_nothing(
+    gate: Gate, redis: Redis, postgres: asyncpg.Pool
+) -> None:
+    writer = Writer(redis, "journal")
+    held = await writer.append(kind="held")
+    reader = await open_reader(gate, postgres, stream="journal", handler=RESYNCING)
+    assert await reader.drain() == 1
+    lost = [await writer.append(kind="joined"), await writer.append(kind="admitted")]
+    ids = [await writer.append(kind="joined"), await writer.append(kind="released")]
+    await redis.xdel(KEYS.journal, *lost)
+    assert await outbox.inspect(gate, postgres, KEYS, 1) is None
+    assert await reader.drain() == 2
+    assert set(await noted(postgres)) == {held, "room", *ids}
+    assert await ranges(postgres, "journal") == [(1, 1), (2, 3), (4, 5)]
+    assert await outbox.find_watermark(postgres, SALE_ID, "journal") == Watermark(1, 1, 5, ids[-1], ids[-1])
+    assert await postgres.fetchval("SELECT store_state FROM sales") == "open"
+
+
+@pytest.mark.parametrize("kind", sorted(outbox.ABOUT_HOLDS))
+async def test_a_lost_entry_about_a_hold_is_divergence(
+    gate: Gate, redis: Redis, postgres: asyncpg.Pool, kind: str
+) -> None:
+    writer = Writer(redis, "journal")
+    await writer.append(kind="joined")
+    reader = await open_reader(gate, postgres, stream="journal", handler=RESYNCING)
+    assert await reader.drain() == 1
+    lost = await writer.append(kind=kind)
+    await writer.append(kind="joined")
+    await redis.xdel(KEYS.journal, lost)
+    assert await outbox.inspect(gate, postgres, KEYS, 1) is not None
+    with pytest.raises(Divergence):
+        await reader.drain()
+
+
+async def test_a_script_that_failed_half_way_is_divergence_even_between_entries_about_the_room(
+    gate: Gate, postgres: asyncpg.Pool
+) -> None:
+    writer = Writer(gate.redis, "journal")
+    await writer.append(kind="joined")
+    await writer.append(kind="joined", n=3)  # whoever was given 2 wrote no entry, and may have been a hold
+    reader = await open_reader(gate, postgres, stream="journal", handler=RESYNCING)
+    assert await reader.drain() == 1
+    with pytest.raises(Divergence):
+        await reader.drain()
+
+
+async def test_a_number_of_the_room_given_twice_is_divergence(gate: Gate, redis: Redis, postgres: asyncpg.Pool) -> None:
+    writer = Writer(redis, "journal")
+    first = await writer.append(kind="joined")
+    await writer.append(kind="joined")
+    reader = await open_reader(gate, postgres, stream="journal", handler=RESYNCING)
+    assert await reader.drain() == 2
+    await writer.append(kind="joined", n=2, before=first)
+    with pytest.raises(Divergence):
+        await reader.drain()
+
+
+async def test_the_outbox_is_never_passed_over(gate: Gate, redis: Redis, postgres: asyncpg.Pool) -> None:
+    writer = Writer(redis)
+    await writer.append()
+    reader = await open_reader(gate, postgres, handler=RESYNCING)
+    assert await reader.drain() == 1
+    lost = await writer.append()
+    await writer.append()
+    await redis.xdel(KEYS.outbox, lost)
+    with pytest.raises(Divergence):
+        await reader.drain()
+
+
 # Faults ---------------------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +305,7 @@ async def test_an_entry_that_postgres_refuses_is_dead_lettered_and_the_rest_flow
     gate: Gate, postgres: asyncpg.Pool, sql: str
 ) -> None:
     writer = Writer(gate.redis)
-    ids = [await writer.append(**({"sql": sql} if at == 6 else {})) for at in range(20)]
+    ids = [await (writer.append(sql=sql) if at == 6 else writer.append()) for at in range(20)]
     reader = await open_reader(gate, postgres)
     assert await reader.drain() == 20
     assert await noted(postgres) == ids[:6] + ids[7:]
@@ -256,27 +335,44 @@ async def test_what_an_entry_leaves_when_it_is_buried_is_in_the_letters_transact
 
 
 @pytest.mark.parametrize(
-    "fault",
+    "read",
     [
-        pytest.param(lambda entry: entry.fields["missing"], id="a field is missing"),
-        pytest.param(lambda entry: int(entry.kind), id="a field is no number"),
+        pytest.param(lambda entry: entry.text("missing"), id="a field is missing"),
+        pytest.param(lambda entry: entry.number("word"), id="a field is no number"),
+        pytest.param(lambda entry: entry.numbers("word"), id="a field is no list of numbers"),
+        pytest.param(lambda entry: entry.id("word"), id="a field is no id"),
     ],
 )
 async def test_an_entry_that_cannot_be_read_is_dead_lettered(
-    gate: Gate, postgres: asyncpg.Pool, fault: Callable[[Entry], object]
+    gate: Gate, postgres: asyncpg.Pool, read: Callable[[Entry], object]
 ) -> None:
     async def apply(connection: Connection, entries: Sequence[Entry]) -> None:
         for entry in entries:
             if entry.n == 2:
-                fault(entry)
+                read(entry)
         await note(connection, entries)
 
     writer = Writer(gate.redis)
-    ids = [await writer.append() for _ in range(3)]
+    ids = [await writer.append(word="seven") for _ in range(3)]
     reader = await open_reader(gate, postgres, handler=Handler(apply=apply, bury=bury_nothing))
     assert await reader.drain() == 3
     assert await noted(postgres) == [ids[0], ids[2]]
     assert await postgres.fetchval("SELECT n FROM dead_letters") == 2
+
+
+async def test_a_fault_of_our_own_is_no_dead_letter(gate: Gate, postgres: asyncpg.Pool) -> None:
+    async def apply(connection: Connection, entries: Sequence[Entry]) -> None:
+        await note(connection, entries)
+        raise KeyError("a bug")
+
+    writer = Writer(gate.redis)
+    await writer.append()
+    reader = await open_reader(gate, postgres, handler=Handler(apply=apply, bury=bury_nothing))
+    for _ in range(2):
+        with pytest.raises(KeyError, match="a bug"):
+            await reader.drain()
+    assert await postgres.fetchval("SELECT count(*) FROM dead_letters") == 0
+    assert await noted(postgres) == []
 
 
 async def test_an_entry_with_an_id_that_is_none_is_dead_lettered(gate: Gate, postgres: asyncpg.Pool) -> None:
@@ -330,58 +426,17 @@ async def test_a_connection_that_is_killed_in_the_middle_is_repeated_whole(gate:
     assert await noted(postgres) == ids
 
 
-@asynccontextmanager
-async def losing_one_answer(postgres_url: str, *, to: bytes) -> AsyncIterator[asyncpg.Pool]:
-    """A pool over a wire that breaks once: Postgres carries out a statement with `to` in it, and nobody hears of it."""
-    address = urlsplit(postgres_url)
-    place = parse_qs(address.query)
-    name = f".s.PGSQL.{place['port'][0]}"
-    upstream = f"{place['host'][0]}/{name}"
-    lost: list[bytes] = []
-
-    async def serve(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        server, to_server = await asyncio.open_unix_connection(upstream)
-        breaks = asyncio.Event()
-
-        async def ask() -> None:
-            while block := await client.read(65536):
-                if to in block and not lost:
-                    lost.append(block)
-                    breaks.set()
-                to_server.write(block)
-
-        async def answer() -> None:
-            while block := await server.read(65536):
-                if breaks.is_set():
-                    return
-                to_client.write(block)
-
-        ways = [asyncio.create_task(ask()), asyncio.create_task(answer())]
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        for way in ways:
-            way.cancel()
-        for end in (to_client, to_server):
-            end.close()
-            await end.wait_closed()
-
-    with tempfile.TemporaryDirectory(prefix="wire-") as folder:
-        async with await asyncio.start_unix_server(serve, path=f"{folder}/{name}"):
-            query = urlencode({"host": folder, "port": place["port"][0]})
-            pool = await open_postgres(urlunsplit(address._replace(query=query)))
-            yield pool
-            await pool.close()
-    assert lost, "the wire never broke"
-
-
 async def test_a_commit_whose_answer_was_lost_is_not_applied_again(
     gate: Gate, postgres: asyncpg.Pool, postgres_url: str
 ) -> None:
     writer = Writer(gate.redis)
     ids = [await writer.append() for _ in range(3)]
     generation = await own(postgres)
-    async with losing_one_answer(postgres_url, to=b"COMMIT;") as lossy:
+    async with losing_answers(postgres_url, to=b"COMMIT;") as url:
+        lossy = await open_postgres(url)
         reader = await open_reader(gate, lossy, generation=generation)
         assert await reader.drain() == 3
+        await lossy.close()
     assert await noted(postgres) == ids
     assert await ranges(postgres) == [(1, 3)]
 
@@ -504,7 +559,7 @@ async def test_the_sale_learns_the_number_and_the_stream_keeps_the_last_applied_
     assert await noted(postgres) == ids
 
 
-async def test_an_older_persisted_number_never_replaces_a_newer_one(gate: Gate, redis: Redis) -> None:
+async def test_an_older_persisted_number_never_replaces_a_newer_one(gate: Gate, redis: Any) -> None:
     writer = Writer(redis)
     ids = [await writer.append() for _ in range(3)]
     for n in (3, 1):
@@ -565,7 +620,7 @@ async def test_the_same_number_with_another_entry_has_diverged(
 
 
 async def test_a_higher_number_with_nothing_to_read_has_diverged(
-    gate: Gate, redis: Redis, postgres: asyncpg.Pool
+    gate: Gate, redis: Any, postgres: asyncpg.Pool
 ) -> None:
     """Another history whose clock ran behind: its entries come before the one that Postgres applied."""
     await _applied(gate, postgres)
@@ -576,7 +631,7 @@ async def test_a_higher_number_with_nothing_to_read_has_diverged(
     assert await outbox.inspect(gate, postgres, KEYS, 1) is not None
 
 
-async def test_a_number_without_its_entry_has_diverged(gate: Gate, redis: Redis, postgres: asyncpg.Pool) -> None:
+async def test_a_number_without_its_entry_has_diverged(gate: Gate, redis: Any, postgres: asyncpg.Pool) -> None:
     await _applied(gate, postgres)
     await redis.hincrby(KEYS.sale, "outbox_n", 1)  # a script failed between the two
     assert await outbox.inspect(gate, postgres, KEYS, 1) is not None
@@ -588,7 +643,7 @@ async def test_a_break_behind_the_watermark_has_diverged(gate: Gate, postgres: a
     assert await outbox.inspect(gate, postgres, KEYS, 1) is not None
 
 
-async def test_another_epoch_in_the_store_has_diverged(gate: Gate, redis: Redis, postgres: asyncpg.Pool) -> None:
+async def test_another_epoch_in_the_store_has_diverged(gate: Gate, redis: Any, postgres: asyncpg.Pool) -> None:
     await _applied(gate, postgres)
     await redis.hset(KEYS.sale, "epoch", "2")
     assert await outbox.inspect(gate, postgres, KEYS, 1) is not None

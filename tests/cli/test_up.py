@@ -1,0 +1,177 @@
+"""`lastseat up`: everything on one machine, killed and started again."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli import processes
+from engine.settings import PREFIX
+from engine.stores import embedded
+from loadtests.client import Client
+from loadtests.history import Heard, History
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes to kill in /proc")
+
+
+@pytest.fixture
+def shop(servers_dir: Path) -> Iterator[dict[str, str]]:
+    """The environment of a shop with a data folder of its own."""
+    data_dir = servers_dir / "up"
+    data_dir.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    yield {
+        **kept,
+        "LASTSEAT_DATA_DIR": str(data_dir),
+        "LASTSEAT_PORT": str(processes.free_port("127.0.0.1")),
+        "LASTSEAT_WORKERS": "1",
+        "LASTSEAT_ADMIN_KEY": "the operator of the test",
+    }
+    embedded.erase(data_dir)
+
+
+@contextmanager
+def running(shop: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    """Run `lastseat up` from when it is ready; it is ended by SIGTERM unless it has ended."""
+    log = Path(shop["LASTSEAT_DATA_DIR"]) / "up.log"
+    with log.open("w") as output:
+        up = subprocess.Popen(
+            [Path(sys.executable).with_name("lastseat"), "up"],
+            env=shop, stdout=subprocess.PIPE, stderr=output, text=True,
+        )  # fmt: skip
+    assert up.stdout is not None
+    try:
+        said = []
+        for line in up.stdout:
+            said.append(line)
+            if "Ctrl-C stops it." in line:
+                break
+        else:
+            pytest.fail("".join(said) + log.read_text())
+        yield up
+    finally:
+        if up.poll() is None:
+            up.send_signal(signal.SIGTERM)
+            assert up.wait(60) == 0
+        up.stdout.close()
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process that this one started, and they, and so on."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+class Buyer:
+    """One person, and the operator who makes it all."""
+
+    def __init__(self, client: Client, history: History, key: str) -> None:
+        self.client = client
+        self.history = history
+        self.operator = {"authorization": f"Bearer {key}"}
+
+    async def ask(self, method: str, path: str, who: dict[str, str], body: object = None, status: int = 201) -> Any:
+        headers = {**who, "idempotency-key": f"{method} {path}".replace(" ", "")[:128]}
+        answer = await self.client.request(method, path, headers=headers, body=body)
+        assert answer.status == status, (method, path, answer.status, answer.body)
+        return answer.json()
+
+    async def pay(self, path: str, who: dict[str, str]) -> Any:
+        """Pay, and ask again by the same key while it is not known: the worker may take the new sale over only now."""
+        while True:
+            headers = {**who, "idempotency-key": "payment"}
+            answer = await self.client.request("POST", path, headers=headers, body={"method": "BALANCE"})
+            if answer.status != 202:
+                assert (answer.status, answer.json()["status"]) == (201, "SUCCESS")
+                return answer.json()
+
+    async def buy(self) -> tuple[str, dict[str, str]]:
+        """Make a concert and buy one of its two seats; answers the reservation, and who has it."""
+        concert = await self.ask("POST", "/v1/admin/concerts", self.operator, {"title": "First night"})
+        seats = [{"section": "A", "row": "1", "number": n, "category": "R", "price": 500} for n in (1, 2)]
+        terms = {"start_at": "2030-01-01T19:00:00Z", "seats": seats}
+        path = f"/v1/admin/concerts/{concert['concert_id']}/schedules"
+        schedule = await self.ask("POST", path, self.operator, terms)
+        people = await self.ask("POST", "/v1/admin/accounts", self.operator, {"count": 1, "balance": 500})
+        person = people["items"][0]
+        who = {"authorization": f"Bearer {person['access_token']}"}
+        path = f"/v1/schedules/{schedule['schedule_id']}/reservations"
+        held = await self.ask("POST", path, who, {"seats": ["A-1-2"]})
+        path = f"/v1/reservations/{held['reservation_id']}/payments"
+        payment = await self.pay(path, who)
+        self.history.record(
+            Heard(
+                event="confirmed", sale_id=schedule["sale_id"], user_id=person["user_id"], key=path,
+                reservation_id=held["reservation_id"], seats=("A-1-2",), amount=500, payment_id=payment["payment_id"],
+            )
+        )  # fmt: skip
+        return held["reservation_id"], who
+
+
+def test_what_was_confirmed_outlives_the_death_of_everything(shop: dict[str, str]) -> None:
+    history_path = Path(shop["LASTSEAT_DATA_DIR"]) / "history.jsonl"
+    port = int(shop["LASTSEAT_PORT"])
+
+    async def buy() -> tuple[str, dict[str, str]]:
+        async with Client("127.0.0.1", port) as client:
+            with History(history_path) as history:
+                return await Buyer(client, history, shop["LASTSEAT_ADMIN_KEY"]).buy()
+
+    async def look(reservation_id: str, who: dict[str, str]) -> Any:
+        async with Client("127.0.0.1", port) as client:
+            return (await client.request("GET", f"/v1/reservations/{reservation_id}", headers=who)).json()
+
+    async def read_metrics() -> str:
+        async with Client("127.0.0.1", port) as client:
+            return (await client.request("GET", "/metrics")).body.decode()
+
+    with running(shop) as up:
+        reservation_id, who = asyncio.run(buy())
+        assert 'lastseat_http_request_seconds_count{method="POST",route="/v1/admin/accounts"' in asyncio.run(
+            read_metrics()
+        )
+        everything = [up.pid, *descendants(up.pid)]
+        assert len(everything) > 5  # the stores, the worker, the API and its process
+        for pid in everything:
+            os.kill(pid, signal.SIGKILL)
+        up.wait()
+    with running(shop) as up:
+        found = asyncio.run(look(reservation_id, who))
+        assert (found["status"], [seat["status"] for seat in found["seats"]]) == ("CONFIRMED", ["SOLD"])
+        judged = subprocess.run(
+            [Path(sys.executable).with_name("lastseat"), "audit"], env=shop, capture_output=True, text=True, check=False
+        )
+        assert judged.returncode == 0, judged.stdout + judged.stderr
+        assert re.search(r"^I2 +true .*1 confirmations heard", judged.stdout, re.MULTILINE)
+
+
+def test_after_the_death_of_its_parent_nothing_is_in_the_way_of_the_next_start(shop: dict[str, str]) -> None:
+    with running(shop) as up:
+        up.kill()
+        up.wait()
+    with running(shop):
+        pass
+    assert processes.is_free("127.0.0.1", int(shop["LASTSEAT_PORT"]))
+
+
+def test_a_port_that_is_taken_is_a_line(shop: dict[str, str]) -> None:
+    with running(shop):
+        second = subprocess.run(
+            [Path(sys.executable).with_name("lastseat"), "up"], env=shop, capture_output=True, text=True, check=False
+        )
+    assert second.returncode == 1
+    assert (
+        second.stderr
+        == f"Error: Port {shop['LASTSEAT_PORT']} of 127.0.0.1 is taken. Name another one: LASTSEAT_PORT=…\n"
+    )
