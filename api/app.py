@@ -1,5 +1,7 @@
 """The application: every operation under its path, one OpenAPI document, one house to serve from."""
 
+import asyncio
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -33,6 +35,8 @@ from engine.settings import Settings
 
 EXPOSED_HEADERS = ["ETag", "Location", "Retry-After", "Idempotent-Replayed", "RateLimit"]
 
+STOPS = (signal.SIGTERM, signal.SIGINT)
+
 DOMAINS: tuple[Routes, ...] = (
     accounts.routes,
     balances.routes,
@@ -65,6 +69,8 @@ def create_app(settings: Settings, more: Sequence[Routes] = (), handlers: Sequen
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         async with open_house(settings) as face.house:
+            # The loop stops once more between this start and serving; signals that a server has put off wait that long.
+            asyncio.get_running_loop().call_later(0.2, signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPS)
             yield
 
     face.framework = Litestar(

@@ -39,9 +39,7 @@ def serve(settings: Settings, target: str = "api.server:application") -> None:
             print(f"Admin key, shown this once: {key}", flush=True)  # noqa: T201 - an operator reads it here
         # The processes read their settings as this one did; the library of metrics reads its own variable.
         os.environ.update(known.to_environment(), PROMETHEUS_MULTIPROC_DIR=counted)
-        # A process that is told to stop before it has begun must not take that for its parent's affair: the handlers
-        # are inherited, and the process would serve on until it is killed.
-        os.register_at_fork(after_in_child=_stop_at_once_when_told)
+        os.register_at_fork(after_in_child=_put_signals_off)
         Granian(
             target,
             address=known.host,
@@ -59,9 +57,13 @@ def serve(settings: Settings, target: str = "api.server:application") -> None:
         ).serve()
 
 
-def _stop_at_once_when_told() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+def _put_signals_off() -> None:
+    """Let a new process hear of a stop only once it can act on it.
+
+    Before its loop runs, a signal would reach the handlers it has from its parent, or nobody: it would serve on until
+    it is killed. The application lets the signals through when it has started.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
 
 def application() -> "Face":

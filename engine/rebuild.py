@@ -28,7 +28,7 @@ from engine.stores.connections import Stores
 from engine.stores.keys import SaleKeys
 from engine.stores.outbox import Divergence, Entry, Handler, OwnershipLost, Reader, Stream
 from engine.stores.queries import Connection
-from engine.stores.replies import Refusal, Reply, SaleUnknown, StaleEpoch
+from engine.stores.replies import Reply, SaleUnknown, StaleEpoch
 from engine.stores.scripts import Argument, Gate, Script
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Loaded(Reply, frozen=True):
     count: int
 
 
-class SaleOpen(Refusal, frozen=True):
+class SaleOpen(Reply, frozen=True):
     """The sale is open: nothing may be written into it any more."""
 
 

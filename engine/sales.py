@@ -68,6 +68,9 @@ class Sale(Terms, frozen=True, kw_only=True):
     store_state: str = "open"
     fingerprint: str | None = None
     version: int = 1
+    # The last checkpoint of the line, and the numbers that it is allowed.
+    serving: int = 0
+    queue_no_ceiling: int = 0
     book: "SaleBook | None" = None
 
     @property
@@ -244,6 +247,8 @@ async def checkpoint(stores: Stores, sale: Sale) -> Checkpoint | SaleUnknown | S
     if not isinstance(reply, Checkpoint):
         return reply
     is_short = reply.queue_no_ceiling - reply.queue_no < QUEUE_NO_STEP // 2
+    if not is_short and reply.serving <= sale.serving:
+        return reply
     ceiling = reply.queue_no + QUEUE_NO_STEP if is_short else 0
     kept = await SQL.keep_checkpoint.fetchval(stores.postgres, sale.sale_id, sale.epoch, reply.serving, ceiling)
     if kept is None or not is_short:

@@ -24,9 +24,13 @@ class Worker(msgspec.Struct, frozen=True):
     updated_at: datetime
 
 
-async def report(postgres: asyncpg.Pool, worker: str, owned: int) -> int:
-    """Say that a worker lives and owns so many sales; returns how many are its fair share."""
+async def report(postgres: asyncpg.Pool, worker: str, owned: int) -> None:
+    """Say that a worker lives and owns so many sales."""
     await SQL.keep_worker.execute(postgres, worker, owned)
+
+
+async def find_share(postgres: asyncpg.Pool) -> int:
+    """How many sales are each worker's fair share."""
     count = await SQL.count_shares.fetchrow(postgres, LEASE_S)
     assert count is not None  # noqa: S101 - counts always have a row
     share: int = -(-count["sales"] // max(1, count["workers"]))

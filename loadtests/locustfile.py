@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from gevent import sleep
+from gevent import sleep, spawn_later
 from locust import FastHttpUser, task
 from locust.exception import StopUser
 
@@ -21,6 +21,7 @@ ATTEMPTS_MAX = 8
 POLLS_MAX = 200
 
 _buyers = itertools.count()
+_gone = itertools.count(1)
 _dice = random.Random(PLAN["seed"])
 _history = Path(PLAN["history"]).open("a", buffering=1, encoding="utf-8")  # noqa: SIM115 - open for the whole run
 
@@ -36,11 +37,25 @@ class Buyer(FastHttpUser):
     abstract = True
 
     def on_start(self) -> None:
-        """Take the next account; stop when everybody has gone."""
+        """Take the next account; whoever comes in place of a buyer who went home early has none."""
         number = next(_buyers)
-        if number >= len(PLAN["buyers"]):
-            raise StopUser
-        self.user_id, self.token = PLAN["buyers"][number]
+        self.user_id, self.token = PLAN["buyers"][number] if number < len(PLAN["buyers"]) else ("", "")
+
+    def on_stop(self) -> None:
+        """End the run when the last buyer has gone."""
+        if self.token and next(_gone) == len(PLAN["buyers"]):
+            spawn_later(1, self.environment.runner.quit)  # once this buyer is out of the way, too
+
+    @task
+    def go(self) -> None:
+        """Go once."""
+        if self.token:
+            self.buy()
+        raise StopUser
+
+    def buy(self) -> None:
+        """What this kind of buyer does."""
+        raise NotImplementedError
 
     def send(self, method: str, path: str, name: str, body: object = None, **headers: str) -> Any:
         """Send one request; refusals are part of a rush and no failures."""
@@ -54,7 +69,6 @@ class Buyer(FastHttpUser):
 class RushBuyer(Buyer):
     """Join, wait, pick from the map, reserve, pay."""
 
-    @task
     def buy(self) -> None:
         """Go once through the whole journey, and again for other seats while some are free."""
         place = self._wait()
@@ -62,7 +76,6 @@ class RushBuyer(Buyer):
             seats = self._pick()
             if not seats or self._try(place, seats):
                 break
-        raise StopUser
 
     def _wait(self) -> str:
         path = f"/v1/sales/{PLAN['sale_id']}/queue/token"
@@ -118,7 +131,6 @@ class RushBuyer(Buyer):
 class NaiveBuyer(Buyer):
     """Buys at the twin that looks first and sells second."""
 
-    @task
     def buy(self) -> None:
         """Try seats from a small hall until one is said to be bought."""
         for _ in range(ATTEMPTS_MAX):
@@ -139,7 +151,6 @@ class NaiveBuyer(Buyer):
                     }
                 )
                 break
-        raise StopUser
 
 
 def key() -> dict[str, str]:

@@ -95,7 +95,6 @@ async def _locust(locust: Path, running: Shop, plan: dict[str, Any], crowd: str,
             "--stop-timeout",
             "10",
         ),
-        *("--autoquit", "1"),
     ]
     environ = {**os.environ, "LASTSEAT_LOAD_PLAN": str(written)}
     process = await asyncio.create_subprocess_exec(*command, env=environ)

@@ -5,17 +5,15 @@ import logging
 
 from redis.exceptions import RedisError
 
-from engine import rebuild
-from engine.sales import Sale
-from engine.stores.connections import RedisClient, Stores, open_redis
-from engine.stores.outbox import Reader, Stream
+from engine.stores.connections import RedisClient, open_redis
+from engine.stores.outbox import Reader
 from workers import loops, metrics
 
 logger = logging.getLogger(__name__)
 
 # Reads that may wait at the server at once; each holds a connection. Streams beyond that are looked at in turn.
 WAITING_MAX = 512
-WAIT_MS = 2000
+WAIT_MS = 4000
 LOOK_AGAIN_S = 0.05
 # Nobody waits for the journal, and a batch costs hardly more than an entry: what comes within this joins the batch.
 JOURNAL_LINGER_S = 0.02
@@ -49,13 +47,12 @@ class Doorbell:
         await self._redis.aclose()
 
 
-async def drain(stores: Stores, doorbell: Doorbell, sale: Sale, stream: Stream, generation: int) -> None:
+async def drain(doorbell: Doorbell, reader: Reader, stream_key: str) -> None:
     """Apply a stream's entries for ever, in the order in which they were written.
 
     Raises Divergence when the stream is not what Postgres knows, OwnershipLost when somebody else reads it.
     """
-    handler = rebuild.handlers(sale)[stream]
-    reader = Reader(stores.gate, stores.postgres, sale.keys, stream, generation, handler)
+    stream = reader.stream
     loop = asyncio.get_running_loop()
 
     async def apply_batch() -> bool:
@@ -71,6 +68,6 @@ async def drain(stores: Stores, doorbell: Doorbell, sale: Sale, stream: Stream, 
     while not loops.stopping():
         more = await attempts.make(loops.finish(apply_batch()))
         if more is False and reader.watermark is not None:
-            await doorbell.wait(getattr(sale.keys, stream), reader.watermark.entry_id)
+            await doorbell.wait(stream_key, reader.watermark.entry_id)
             if stream == "journal":
                 await asyncio.sleep(JOURNAL_LINGER_S)

@@ -5,7 +5,7 @@ from engine.sales import Sale
 from engine.stores.connections import Stores
 from workers import metrics
 
-RECONCILE_EVERY_S = 2.0
+RECONCILE_EVERY_S = 5.0
 
 
 async def reconcile(stores: Stores, sale: Sale) -> bool:

@@ -7,7 +7,7 @@ generation, and whatever it tries to write is refused.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,15 +15,15 @@ from engine import rebuild, sales, shifts
 from engine.sales import Checkpoint, Sale, SaleBook
 from engine.stores import outbox
 from engine.stores.connections import Stores
-from engine.stores.outbox import STREAMS, Divergence, OwnershipLost
-from engine.stores.replies import word_of
+from engine.stores.outbox import Divergence, Head, OwnershipLost, Reader, Stream
+from engine.stores.replies import SaleUnknown, word_of
 from workers import loops, metrics, payments, seats, waiting_room
 from workers.loops import Reopen
 from workers.outbox import Doorbell, drain
 
 logger = logging.getLogger(__name__)
 
-TAKE_EVERY_S = 0.25
+TAKE_EVERY_S = 0.5
 RENEW_EVERY_S = outbox.LEASE_S / 5
 INSPECT_EVERY_S = 1.0
 
@@ -65,6 +65,7 @@ class Shift:
 
     async def _take(self) -> None:
         """Take sales up to a fair share, and serve all that are owned."""
+        self._share = await shifts.find_share(self._stores.postgres)
         wanted = self._share - len(self._owned)
         if wanted > 0:
             self._owned |= await outbox.take_ownership(self._stores.postgres, self._worker, most=wanted)
@@ -82,7 +83,7 @@ class Shift:
         if lost:
             logger.warning("%s lost the ownership of %d sales", self._worker, len(lost))
             await self._drop(lost)
-        self._share = await shifts.report(self._stores.postgres, self._worker, len(self._owned))
+        await shifts.report(self._stores.postgres, self._worker, len(self._owned))
         surplus = dict(list(self._owned.items())[self._share :])
         if surplus:
             await self._drop(list(surplus))
@@ -133,17 +134,21 @@ class Shift:
     async def _serve_copy(self, sale_id: str, generation: int) -> None:
         """Do everything for one copy of a sale side by side; it ends by raising OwnershipLost or Reopen."""
         sale = await self._open(sale_id, generation)
+        readers = {
+            stream: Reader(self._stores.gate, self._stores.postgres, sale.keys, stream, generation, handler)
+            for stream, handler in rebuild.handlers(sale).items()
+        }
         offset = int(sale.sale_id[:4], 16) / 0x10000
         ticks: tuple[tuple[float, str, Tick], ...] = (
-            (INSPECT_EVERY_S, "inspect", inspect),
+            (INSPECT_EVERY_S, "inspect", Inspection(sale, readers).look),
             (seats.SWEEP_EVERY_S, "sweep", seats.sweep),
             (waiting_room.ADMIT_EVERY_S, "admit", waiting_room.admit),
             (payments.RECONCILE_EVERY_S, "reconcile", payments.reconcile),
         )
         try:
             async with asyncio.TaskGroup() as tasks:
-                for stream in STREAMS:
-                    tasks.create_task(drain(self._stores, self._doorbell, sale, stream, generation))
+                for stream, reader in readers.items():
+                    tasks.create_task(drain(self._doorbell, reader, getattr(sale.keys, stream)))
                 for seconds, name, tick in ticks:
                     tasks.create_task(loops.every(seconds, partial(self._tick, tick, sale), name=name, offset=offset))
         except ExceptionGroup as group:
@@ -161,24 +166,48 @@ class Shift:
         return await tick(self._stores, await self._book.find(sale.sale_id) or sale)
 
 
-async def inspect(stores: Stores, sale: Sale) -> bool:
-    """Compare what Redis and Postgres say of a sale, and remember where its line stands.
+class Inspection:
+    """Compares, once a second, what Redis and Postgres say of one copy of a sale."""
 
-    Raises Divergence when they disagree, Reopen when the row says that another copy counts or none.
-    """
-    row = await sale.book.read(sale.sale_id) if sale.book else None
-    if row is None or row.store_state != "open" or row.epoch != sale.epoch:
-        raise Reopen("its row was changed")
-    wrong = await outbox.inspect(stores.gate, stores.postgres, sale.keys, sale.epoch)
-    if wrong:
-        raise Divergence(wrong)
-    reply = await sales.checkpoint(stores, sale)
-    if not isinstance(reply, Checkpoint):
-        raise Divergence(f"the store answers {word_of(type(reply))}")
-    if reply.version < row.version:
-        await sales.send_terms(stores.gate, row)
-    metrics.keep_behind(sale.sale_id, outbox=reply.outbox_behind, journal=reply.journal_behind)
-    return False
+    def __init__(self, sale: Sale, readers: Mapping[Stream, Reader]) -> None:
+        self._sale = sale
+        self._readers = readers
+
+    async def look(self, stores: Stores, row: Sale) -> bool:
+        """Compare, and remember where the line stands; `row` is the sale as it is now.
+
+        Raises Divergence when the two disagree, Reopen when the row says that another copy counts or none.
+        """
+        if row.store_state != "open" or row.epoch != self._sale.epoch:
+            raise Reopen("its row was changed")
+        if not self._is_at_rest(await outbox.HEAD(stores.gate, row.keys)):
+            wrong = await outbox.inspect(stores.gate, stores.postgres, row.keys, row.epoch)
+            if wrong:
+                raise Divergence(wrong)
+        reply = await sales.checkpoint(stores, row)
+        if not isinstance(reply, Checkpoint):
+            raise Divergence(f"the store answers {word_of(type(reply))}")
+        if reply.version < row.version:
+            await sales.send_terms(stores.gate, row)
+        metrics.keep_behind(row.sale_id, outbox=reply.outbox_behind, journal=reply.journal_behind)
+        return False
+
+    def _is_at_rest(self, head: Head | SaleUnknown) -> bool:
+        """Whether both streams end where their readers stand: then nothing else has to be asked.
+
+        Nobody but the owner moves a watermark, so what the readers remember is what Postgres has.
+        """
+        if isinstance(head, SaleUnknown) or head.epoch != self._sale.epoch:
+            return False
+        ends = {
+            "outbox": (head.outbox_counter, head.outbox_n, head.outbox_id),
+            "journal": (head.journal_counter, head.journal_n, head.journal_id),
+        }
+        return all(
+            reader.watermark is not None
+            and ends[stream] == (reader.watermark.n, reader.watermark.n, reader.watermark.entry_id)
+            for stream, reader in self._readers.items()
+        )
 
 
 def _finality(fault: Exception) -> int:

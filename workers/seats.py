@@ -5,7 +5,7 @@ from engine.sales import Sale
 from engine.stores.connections import Stores
 from workers import metrics
 
-SWEEP_EVERY_S = 0.5
+SWEEP_EVERY_S = 1.0
 SWEPT_AT_ONCE = 200
 
 

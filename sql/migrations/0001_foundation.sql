@@ -163,8 +163,10 @@ CREATE TABLE seats (
 CREATE TABLE reservations (
   -- The hold's id: one id from hold to end.
   reservation_id uuid PRIMARY KEY,
-  sale_id uuid NOT NULL REFERENCES sales,
-  schedule_id uuid NOT NULL REFERENCES schedules,
+  -- No reference to the sale or its schedule, here and in what follows: these are never deleted, and to lock the one
+  -- row of a sale for each of its buyers would cost more than all else that a batch does.
+  sale_id uuid NOT NULL,
+  schedule_id uuid NOT NULL,
   user_id uuid NOT NULL REFERENCES users,
   epoch bigint NOT NULL,
   fence bigint NOT NULL,
@@ -218,7 +220,7 @@ CREATE INDEX tickets_mine ON tickets (user_id, ticket_no DESC);
 
 CREATE TABLE payments (
   payment_id uuid PRIMARY KEY,
-  sale_id uuid NOT NULL REFERENCES sales,
+  sale_id uuid NOT NULL,
   reservation_id uuid REFERENCES reservations,
   user_id uuid NOT NULL REFERENCES users,
   epoch bigint NOT NULL,
@@ -260,7 +262,7 @@ CREATE INDEX payments_unsettled ON payments (updated_at) WHERE status IN ('PENDI
 -- The waiting room ---------------------------------------------------------------------------------------------------
 
 CREATE TABLE queue_tokens (
-  sale_id uuid NOT NULL REFERENCES sales,
+  sale_id uuid NOT NULL,
   queue_no bigint NOT NULL,
   epoch bigint NOT NULL,
   -- A user's id, or v and the hash of a visitor's secret. The signed token is made from these and is not kept.

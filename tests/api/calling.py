@@ -39,9 +39,8 @@ class Contract:
             if operation and path.fullmatch(request.url.path):
                 self._check(response, operation["responses"])
                 return
-        assert response.status_code in {404, 405} or request.method == "OPTIONS", (
-            f"{request.method} {request.url.path} is not in the document"
-        )
+        told = response.status_code in {404, 405} or request.url.path in {"/docs", "/openapi.json"}
+        assert told or request.method == "OPTIONS", f"{request.method} {request.url.path} is not in the document"
 
     def _check(self, response: httpx.Response, described: dict[str, Any]) -> None:
         assert str(response.status_code) in described, f"{response.status_code} is not in the document: {response.text}"

@@ -118,7 +118,7 @@ async def test_a_key_is_known_by_its_hash_until_it_is_revoked(postgres: asyncpg.
     key = await accounts.add_api_key(postgres, name="console", scopes=[accounts.SALES])
     found = await accounts.find_api_key(postgres, key)
     assert found is not None
-    assert (found.name, found.scopes) == ("console", {"sales"})
+    assert (found.name, found.scopes) == ("console", frozenset({"sales"}))
     assert await postgres.fetchval("SELECT position($1::bytea IN key_hash) FROM api_keys", key.encode()) == 0
     assert await accounts.find_api_key(postgres, key + "x") is None
     await postgres.execute("UPDATE api_keys SET revoked_at = now()")
