@@ -203,11 +203,7 @@ async def rotate_pass_keys(postgres: asyncpg.Pool) -> tuple[PassKey, ...]:
         known = _STORED.decode(row["value"])
         # A key signs until its successor has been published for a while; its last pass ends long before the hour is.
         superseded_before_ms = now_ms - PUBLISHED_BEFORE_MS - PUBLISHED_AFTER_MS
-        kept = [
-            key
-            for key, successor in itertools.pairwise(known)
-            if successor.published_at_ms > superseded_before_ms
-        ]
+        kept = [key for key, successor in itertools.pairwise(known) if successor.published_at_ms > superseded_before_ms]
         keys = (*kept, known[-1], make_pass_key(now_ms))
         await SQL.edit_pass_keys.execute(connection, msgspec.json.encode(keys).decode())
     return keys

@@ -190,13 +190,22 @@ LEFT JOIN LATERAL (
 ORDER BY reservations.created_at, reservations.reservation_id;
 
 -- name: list_ended_tokens
--- Numbers of the line after this one that ended within the last hour.
-SELECT queue_no, status, owner, floor(extract(epoch FROM ended_at) * 1000)::bigint AS ended_at_ms
+-- Numbers of the line after this one that ended within the last hour, and all with which somebody has bought: these are
+-- remembered for another hour, because a token of the lost copy may be shown again.
+SELECT
+  queue_no,
+  status,
+  owner,
+  floor(
+    extract(epoch FROM CASE WHEN ended_at > now() - interval '1 hour' THEN ended_at ELSE now() END) * 1000
+  )::bigint AS ended_at_ms
 FROM queue_tokens
 WHERE sale_id = $1
   AND queue_no > $2
-  AND status IN ('PROCESSED', 'EXPIRED', 'LEFT')
-  AND ended_at > now() - interval '1 hour'
+  AND (
+    status = 'PROCESSED'
+    OR (status IN ('EXPIRED', 'LEFT') AND ended_at > now() - interval '1 hour')
+  )
 ORDER BY queue_no
 LIMIT $3;
 

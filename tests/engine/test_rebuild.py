@@ -378,7 +378,7 @@ async def test_a_new_line_admits_at_once(stores: Stores) -> None:
     assert await stores.redis.exists((await shop.sale()).keys.admissions) == 0
 
 
-async def test_tokens_that_ended_within_the_hour_are_known_as_ended(stores: Stores) -> None:
+async def test_tokens_that_ended_within_the_hour_or_have_bought_are_known_as_ended(stores: Stores) -> None:
     shop = await open_shop(stores, room="open")
     await stores.postgres.executemany(
         "INSERT INTO queue_tokens (sale_id, queue_no, epoch, owner, status, created_at, ended_at) "
@@ -388,13 +388,14 @@ async def test_tokens_that_ended_within_the_hour_are_known_as_ended(stores: Stor
             (shop.sale_id, 2, "bob", "LEFT", 59),
             (shop.sale_id, 3, "cid", "EXPIRED", 61),
             (shop.sale_id, 4, "dan", "WAITING", 0),
+            (shop.sale_id, 5, "eve", "PROCESSED", 600),
         ],
     )
     await lose(stores)
     sale = await shop.rebuild()
     ended = await stores.redis.hgetall(sale.keys.ended_tokens)  # type: ignore[misc]
-    assert ended == {b"1": b"PROCESSED|ann", b"2": b"LEFT|bob"}
-    assert await stores.redis.zcard(sale.keys.ended_tokens_at) == 2
+    assert ended == {b"1": b"PROCESSED|ann", b"2": b"LEFT|bob", b"5": b"PROCESSED|eve"}
+    assert await stores.redis.zcard(sale.keys.ended_tokens_at) == 3
 
 
 # Crashes, and two at once ---------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ def test_every_setting_has_a_variable() -> None:
         "LASTSEAT_PASSWORD_PASSES": "1",
         "LASTSEAT_REDIS_CONNECTIONS_MAX": "8",
         "LASTSEAT_POSTGRES_CONNECTIONS_MAX": "4",
+        "LASTSEAT_BACKLOG_MAX": "500",
     }
     settings = Settings.from_environment(environ)
     assert settings.cors_origins == ("https://shop.example", "http://localhost:3000")
