@@ -89,7 +89,7 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
             seat_maps=SeatMaps(stores),
             queue_tokens=QueueTokens(shared.secret),
             till=Till(stores.gate, postgres, waiters),
-            rooms=Rooms(stores.gate, book),
+            rooms=Rooms(stores.gate, book, postgres),
             passes=PassDesk(passes),
             ticket_key=hmac.digest(shared.secret.encode(), b"ticket codes", "sha256"),
         )

@@ -11,8 +11,10 @@ import bisect
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import ClassVar, Final
 
+import asyncpg
 import msgspec
 from redis.exceptions import RedisError
 
@@ -20,6 +22,7 @@ from engine import sales
 from engine.refusals import Busy, NotFound
 from engine.sales import Sale, SaleBook
 from engine.stores import queries
+from engine.stores.coalesce import Coalescer
 from engine.stores.connections import StoreUnavailable
 from engine.stores.keys import SaleKeys
 from engine.stores.outbox import Entry
@@ -262,8 +265,6 @@ class Room:
 
     def take(self, snapshot: Snapshot) -> None:
         """Take over a newer snapshot."""
-        if self.snapshot is not None and snapshot.epoch != self.snapshot.epoch:
-            self._gone, self.kept = [], {}
         self.snapshot, self._read_at = snapshot, self._clock()
         for queue_no in snapshot.queue_nos[: snapshot.gone_count]:
             bisect.insort(self._gone, int(queue_no))
@@ -292,15 +293,29 @@ class Room:
                 and (who[1] not in numbers or answer.token.status not in {"WAITING", "ACTIVE"})
             }
 
+    def has_left(self, queue_no: int) -> bool:
+        """Whether this number, which is behind `serving`, is known to have left the line."""
+        at = bisect.bisect_left(self._gone, queue_no)
+        return at < len(self._gone) and self._gone[at] == queue_no
+
     def ahead_of(self, queue_no: int) -> int:
-        """How many people stand before this number, which is behind `serving`."""
+        """How many people stand before this number, which is behind `serving`.
+
+        That is: the numbers from `serving` on without those that left, and whoever is called before all of them.
+        """
         snapshot = self.snapshot
         if snapshot is None:
             return 0
-        numbers = queue_no - snapshot.serving - 1 - bisect.bisect_left(self._gone, queue_no)
-        # After a loss of the store the counter has jumped: no more people are ahead than there are in line.
-        people = snapshot.behind + (queue_no - snapshot.queue_no if queue_no > snapshot.queue_no else 0) - 1
-        return max(0, min(numbers, people)) + snapshot.returned
+        gone_before = bisect.bisect_left(self._gone, queue_no)
+        ahead = queue_no - snapshot.serving - 1 - gone_before
+        joined_since = max(0, queue_no - snapshot.queue_no)
+        if ahead >= snapshot.behind + joined_since:
+            # The store was lost, and the counter went on from the ceiling: nobody has the numbers in between. Then the
+            # people after this number are counted instead. (Numbers that were not put back yet may still come back.)
+            after = max(0, snapshot.queue_no - queue_no - (len(self._gone) - gone_before))
+            most = max(0, snapshot.behind + joined_since - 1)
+            ahead = most - after if after <= most else most
+        return ahead + snapshot.returned + snapshot.waiting - snapshot.behind
 
     def eta_of(self, ahead: int) -> Eta:
         """How long this many people take, from the rates of the last minutes."""
@@ -316,12 +331,15 @@ class Room:
         return Eta(known=True, p50_s=round((ahead + 1) / usual), p90_s=round((ahead + 1) / min(slow, usual * 0.8)) + 1)
 
     def reaches(self, queue_no: int) -> bool:
-        """Whether somebody's turn may come within `REACH_S`, so that their signs of life matter."""
+        """Whether somebody's turn may come within `REACH_S`, so that their signs of life matter.
+
+        The cap decides, not the rate of the moment: with a rate that falls, people would drop out of reach again, go on
+        polling unnoted, and count as absent when it rises.
+        """
         snapshot = self.snapshot
         if snapshot is None:
             return False
-        a_minute = max(snapshot.admitted, 1) if snapshot.admitted else snapshot.admitted_per_minute_max
-        return queue_no - snapshot.serving <= min(REACH_MAX, a_minute * REACH_S // 60 + 1)
+        return queue_no - snapshot.serving <= min(REACH_MAX, snapshot.admitted_per_minute_max * REACH_S // 60)
 
 
 def poll_after_ms(eta: Eta) -> int:
@@ -337,12 +355,15 @@ class Rooms:
     Args:
         gate: the way into Redis.
         book: the sales that this process knows.
+        postgres: asked how a number ended, before one of an older epoch is put back.
     """
 
-    def __init__(self, gate: Gate, book: SaleBook) -> None:
+    def __init__(self, gate: Gate, book: SaleBook, postgres: asyncpg.Pool) -> None:
         self._gate = gate
         self._book = book
+        self._postgres = postgres
         self._rooms: dict[str, Room] = {}
+        self._ends: Coalescer[tuple[str, int, str], Token | NotFound | None] = Coalescer(self._read_ends, most=256)
 
     async def refresh(self) -> None:
         """Read a snapshot of each open room and write the signs of life; a few times a second.
@@ -372,20 +393,26 @@ class Rooms:
             found = await sales.ask(self._gate, sale, SNAPSHOT, **room.asks())
             if not isinstance(found, Snapshot):
                 return found
+            if room.snapshot is not None and room.snapshot.epoch != found.epoch:
+                # Another copy of the sale: departures and ended numbers are counted anew, so all are asked for again.
+                room = Room(asyncio.get_running_loop().time)
+                continue
             room.take(found)
             if not found.more:
                 break
         self._rooms[sale.sale_id] = room
-        if room.signs:
-            signs, room.signs = room.signs, {}
-            await self._write_signs(sale, signs)
+        await self._write_signs(sale, room)
         return None
 
-    async def _write_signs(self, sale: Sale, signs: dict[str, tuple[int, int]]) -> None:
-        people = list(signs.items())
-        for at in range(0, len(people), SIGNS_AT_ONCE):
-            flat = [value for owner, sign in people[at : at + SIGNS_AT_ONCE] for value in (owner, *sign)]
+    async def _write_signs(self, sale: Sale, room: Room) -> None:
+        while room.signs:
+            people = dict(islice(room.signs.items(), SIGNS_AT_ONCE))
+            flat = [value for owner, sign in people.items() for value in (owner, *sign)]
+            # Only what was written is dropped: a person whose sign is lost would be passed over as absent.
             await sales.ask(self._gate, sale, SIGNS, signs=flat)
+            for owner, sign in people.items():
+                if room.signs.get(owner) is sign:
+                    del room.signs[owner]
 
     async def poll(
         self, sale: Sale, *, owner: str, queue_no: int, epoch: int, visitor: str = ""
@@ -399,22 +426,31 @@ class Rooms:
             return room
         snapshot = room.snapshot
         if snapshot is None or snapshot.room in {"off", "bypass"}:
-            return self.without_number(room, sale)
+            return self.without_number(room, sale, queue_no=queue_no, epoch=epoch)
         if epoch != snapshot.epoch:
+            ended = await self._ends.submit((sale.sale_id, queue_no, owner))
+            if ended is not None:
+                return ended if isinstance(ended, NotFound) else self._place(room, ended, POLL_MAX_MS)
             back = await put_back(self._gate, sale, owner=owner, queue_no=queue_no, visitor=visitor)
             if isinstance(back, AdmittedWithoutNumber):
-                return self.without_number(room, sale)
+                return self.without_number(room, sale, queue_no=queue_no, epoch=epoch)
             if not isinstance(back, PutBack):
                 return back
             queue_no = back.queue_no
             if back.status not in {"WAITING", "ACTIVE"}:
                 return self._place(room, Token(back.status, queue_no, 0, 0), POLL_MAX_MS)
-        if queue_no > snapshot.serving:
-            # Somebody who left is among the gone, and is told so by the store.
-            at = bisect.bisect_left(room._gone, queue_no)  # noqa: SLF001 - this module's own class
-            if at == len(room._gone) or room._gone[at] != queue_no:  # noqa: SLF001 - as above
-                return self._from_memory(room, owner, queue_no)
+        if queue_no > snapshot.serving and not room.has_left(queue_no):
+            return self._from_memory(room, owner, queue_no)
         return await self._by_entering(room, sale, owner, queue_no)
+
+    async def _read_ends(self, numbers: list[tuple[str, int, str]]) -> list[Token | NotFound | None]:
+        """How these numbers of an older epoch ended; None for what Postgres does not know as ended."""
+        rows = await SQL.find_ends.fetch(self._postgres, *map(list, zip(*numbers, strict=True)))
+        ends: list[Token | NotFound | None] = [None] * len(numbers)
+        for row in rows:
+            at = row["at"] - 1
+            ends[at] = Token(row["status"], numbers[at][1], 0, 0) if row["lately"] else NotFound()
+        return ends
 
     def _from_memory(self, room: Room, owner: str, queue_no: int) -> Place:
         ahead = room.ahead_of(queue_no)
@@ -430,7 +466,7 @@ class Rooms:
         after_ms = poll_after_ms(Eta(known=False))
         token = await enter(self._gate, sale, owner=owner, queue_no=queue_no, overdue_in_ms=after_ms + GRACE_MS)
         if isinstance(token, AdmittedWithoutNumber):
-            return self.without_number(room, sale)
+            return self.without_number(room, sale, queue_no=queue_no)
         if not isinstance(token, Token):
             return token
         if token.status == "ACTIVE":
@@ -458,11 +494,11 @@ class Rooms:
         ahead = room.ahead_of(joined.queue_no) if joined.status == "WAITING" else 0
         return self._place(room, Token(joined.status, joined.queue_no, ahead, 0), None)
 
-    def without_number(self, room: Room, sale: Sale) -> Place:
-        """Everybody is let in: there is no line."""
+    def without_number(self, room: Room, sale: Sale, *, queue_no: int = 0, epoch: int | None = None) -> Place:
+        """Everybody is let in: there is no line; who has a number keeps it, in case there is one again."""
         return Place(
-            epoch=sale.epoch,
-            queue_no=0,
+            epoch=sale.epoch if epoch is None else epoch,
+            queue_no=queue_no,
             status="ACTIVE",
             ahead=0,
             eta=Eta(known=False),

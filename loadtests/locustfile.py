@@ -39,7 +39,10 @@ class Buyer(FastHttpUser):
     def on_start(self) -> None:
         """Take the next account; whoever comes in place of a buyer who went home early has none."""
         number = next(_buyers)
-        self.user_id, self.token = PLAN["buyers"][number] if number < len(PLAN["buyers"]) else ("", "")
+        nobody = ("", "")
+        self.user_id: str
+        self.token: str
+        self.user_id, self.token = PLAN["buyers"][number] if number < len(PLAN["buyers"]) else nobody
 
     def on_stop(self) -> None:
         """End the run when the last buyer has gone."""

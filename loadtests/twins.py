@@ -23,7 +23,7 @@ from api.face import Face
 from api.operations import Request, Routes
 from api.problems import Refused
 from api.reservations import NewReservation
-from api.server import serve
+from api.server import serve, tame_collector
 from engine import ids
 from engine.refusals import NotFound
 from engine.seats import SeatTaken
@@ -159,6 +159,7 @@ async def reset(request: Request, body: NewReservation) -> Answer:
 
 def application() -> Face:
     """Make the API with its twins; its settings are in the environment."""
+    tame_collector()
     return create_app(Settings.from_environment(os.environ), more=(routes,), handlers=(framework_get, framework_post))
 
 

@@ -22,7 +22,8 @@ SET
 WHERE kept.status IN ('WAITING', 'ACTIVE');
 
 -- name: edit_tokens
--- What became of numbers that were given out before; null leaves a column as it is.
+-- What became of numbers that were given out before; null leaves a column as it is. A number that is returned lives
+-- again, but not one that has bought: the outbox may be ahead of the journal.
 UPDATE queue_tokens AS kept
 SET
   owner = coalesce(token.owner, kept.owner),
@@ -34,7 +35,7 @@ FROM unnest($2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7
   AS token (queue_no, owner, status, admitted_at_ms, ended_at_ms, returned)
 WHERE kept.sale_id = $1
   AND kept.queue_no = token.queue_no
-  AND (token.returned OR kept.status IN ('WAITING', 'ACTIVE'));
+  AND (kept.status IN ('WAITING', 'ACTIVE') OR (token.returned AND kept.status <> 'PROCESSED'));
 
 -- name: process_tokens
 -- Numbers whose owners have bought; the row may not have come by the journal yet.
@@ -45,3 +46,12 @@ ORDER BY queue_no
 ON CONFLICT (sale_id, queue_no) DO UPDATE
 SET status = 'PROCESSED', ended_at = now(), updated_at = now()
 WHERE kept.status <> 'PROCESSED';
+
+-- name: find_ends
+-- How numbers ended, and whether within the hour for which they answer. A visitor's number that stands under a user is
+-- the one that was tied.
+SELECT token.at, kept.status, kept.ended_at > now() - interval '1 hour' AS lately
+FROM unnest($1::uuid[], $2::bigint[], $3::text[]) WITH ORDINALITY AS token (sale_id, queue_no, owner, at)
+JOIN queue_tokens AS kept USING (sale_id, queue_no)
+WHERE kept.status IN ('PROCESSED', 'EXPIRED', 'LEFT')
+  AND (kept.owner = token.owner OR (token.owner LIKE 'v%' AND kept.owner NOT LIKE 'v%'));

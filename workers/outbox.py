@@ -17,6 +17,7 @@ WAIT_MS = 4000
 LOOK_AGAIN_S = 0.05
 # Nobody waits for the journal, and a batch costs hardly more than an entry: what comes within this joins the batch.
 JOURNAL_LINGER_S = 0.02
+OUTBOX_PACE_S = 0.005
 
 
 class Doorbell:
@@ -71,3 +72,6 @@ async def drain(doorbell: Doorbell, reader: Reader, stream_key: str) -> None:
             await doorbell.wait(stream_key, reader.watermark.entry_id)
             if stream == "journal":
                 await asyncio.sleep(JOURNAL_LINGER_S)
+        elif more and stream == "outbox":
+            # What comes right behind a batch waits for company; what comes after a pause does not.
+            await asyncio.sleep(OUTBOX_PACE_S)

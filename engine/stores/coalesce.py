@@ -38,6 +38,8 @@ class Coalescer(Generic[Request, Answer]):
         share_min: a queue longer than this is shared among the free turns, so that one batch is packed or decoded here
             while the store runs the other; None gives the first turn all it can take.
         wait_s: how long a request may wait for its turn before it gets `Overdue`; None for ever.
+        pace_s: at least so long between the starts of two batches; one that comes after a pause leaves at once. For
+            work whose batch costs hardly more than a request.
         idle: called when nothing is queued and nothing under way.
     """
 
@@ -50,6 +52,7 @@ class Coalescer(Generic[Request, Answer]):
         in_flight_max: int = 2,
         share_min: int | None = None,
         wait_s: float | None = None,
+        pace_s: float = 0.0,
         idle: Callable[[], object] | None = None,
     ) -> None:
         self._run = run
@@ -62,6 +65,8 @@ class Coalescer(Generic[Request, Answer]):
         self._queue: deque[_Waiting[Request, Answer]] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
         self._scheduled = False
+        self._pace_s = pace_s
+        self._next_at = 0.0
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
@@ -84,14 +89,23 @@ class Coalescer(Generic[Request, Answer]):
         overdue_at = loop.time() + self._wait_s if self._wait_s is not None else 0.0
         self._queue.append(_Waiting(request, weight, overdue_at, answer))
         if not self._scheduled and len(self._under_way) < self._in_flight_max:
-            self._scheduled = True
-            loop.call_soon(self._start)
+            self._schedule()
         elif self._alarm is None and self._wait_s is not None:
             self._alarm = loop.call_later(self._wait_s, self._give_up_overdue)
         return answer
 
+    def _schedule(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._scheduled = True
+        if self._pace_s and loop.time() < self._next_at:
+            loop.call_at(self._next_at, self._start)
+        else:
+            loop.call_soon(self._start)
+
     def _start(self) -> None:
         self._scheduled = False
+        if self._pace_s and self._queue:
+            self._next_at = asyncio.get_running_loop().time() + self._pace_s
         while self._queue and (turns := self._in_flight_max - len(self._under_way)) > 0:
             share = -(-len(self._queue) // turns)
             batch = self._take(min(self._most, max(self._share_min, share)))
@@ -145,6 +159,10 @@ class Coalescer(Generic[Request, Answer]):
         if task.cancelled():  # only the end of the loop cancels a batch: nothing more is begun
             while self._queue:
                 self._queue.popleft().answer.cancel()
+        if self._queue and self._pace_s:
+            if not self._scheduled:
+                self._schedule()
+            return
         self._start()
 
     def _give_up_overdue(self) -> None:

@@ -99,7 +99,7 @@ class SaleKeys:
 
     @cached_property
     def ended_tokens(self) -> str:
-        """Hash: queue number -> ``status|owner`` of tokens that ended within the last hour."""
+        """Hash: queue number -> ``status|owner`` of tokens that ended within the last hour, or ``MOVED|owner|queue_no``."""
         return self._key("ended_tokens")
 
     @cached_property
@@ -119,5 +119,5 @@ class SaleKeys:
 
     @cached_property
     def ties(self) -> str:
-        """Hash: visitor owner -> user owner, from the first signed-in use until the token ends."""
+        """Hash: visitor owner -> ``user owner|queue_no`` until that token ends, and user owner -> its visitors."""
         return self._key("ties")

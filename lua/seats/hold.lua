@@ -76,10 +76,14 @@ end
 if backlogged() then
   return { "busy", 1000 }
 end
-if not room_is_on() then
+local token, token_deadline_ms
+if room_is_on() then
+  token, token_deadline_ms = active_token(tokens, active, buyer_id, queue_no)
+  if not token then
+    return { "not_admitted" }
+  end
+else
   queue_no = "0"
-elseif not is_admitted(tokens, active, buyer_id, queue_no) then
-  return { "not_admitted" }
 end
 local buyer = find_buyer(buyer_id)
 local open = split(buyer.open)
@@ -162,8 +166,8 @@ keep_hold(hold_id, hold)
 redis.call("ZADD", deadlines, hold.expires_at_ms, hold_id)
 buyer.open = with(buyer.open, hold_id)
 keep_buyer(buyer_id, buyer)
-if queue_no ~= "0" then
-  enter_or_renew(tokens, active, buyer_id, queue_no)
+if token then
+  renew_token(tokens, active, buyer_id, token, token_deadline_ms)
 end
 append(
   journal, n, "held", "hold_id", hold_id, "buyer_id", buyer_id, "fence", hold.fence, "queue_no", queue_no,

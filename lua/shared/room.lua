@@ -35,7 +35,7 @@ end
 local function keep_called(tokens, owner, status, queue_no, entered, admitted_at_ms)
   redis.call(
     "HSET", tokens, owner,
-    string.format("%s|%d|%d|%.0f", status, queue_no, entered and 1 or 0, admitted_at_ms)
+    string.format("%s|%d|%d|%d", status, queue_no, entered and 1 or 0, admitted_at_ms)
   )
 end
 
@@ -52,18 +52,9 @@ local function active_token(tokens, active, owner, queue_no)
   return token, deadline_ms
 end
 
-local function is_admitted(tokens, active, owner, queue_no)
-  return active_token(tokens, active, owner, queue_no) ~= nil
-end
-
--- A write of the sale by the owner of an ACTIVE token: the first one enters it, each renews its session. The session
--- lasts at least to `until_ms` (a payment's deadline; nil where there is none). Answers the new deadline, or 0 and
--- changes nothing when no ACTIVE token of this number admits this owner.
-local function enter_or_renew(tokens, active, owner, queue_no, until_ms)
-  local token, deadline_ms = active_token(tokens, active, owner, queue_no)
-  if not token then
-    return 0
-  end
+-- A write of the sale by the owner of this ACTIVE token: the first one enters it, each renews its session. The session
+-- lasts at least to `until_ms` (a payment's deadline; nil where there is none). Answers the new deadline.
+local function renew_token(tokens, active, owner, token, deadline_ms, until_ms)
   local renewed_ms = math.max(now_ms + term("session_ms"), until_ms or 0)
   if token.entered then
     renewed_ms = math.max(renewed_ms, deadline_ms)
@@ -72,6 +63,12 @@ local function enter_or_renew(tokens, active, owner, queue_no, until_ms)
   end
   redis.call("ZADD", active, renewed_ms, owner)
   return renewed_ms
+end
+
+-- The same for whoever knows the number only: 0, and nothing changes, when no ACTIVE token of it admits this owner.
+local function enter_or_renew(tokens, active, owner, queue_no, until_ms)
+  local token, deadline_ms = active_token(tokens, active, owner, queue_no)
+  return token and renew_token(tokens, active, owner, token, deadline_ms, until_ms) or 0
 end
 
 -- Ends this number if it is still its owner's ACTIVE token, lapsed or not, and says whether it did. It appends no

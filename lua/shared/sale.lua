@@ -18,7 +18,7 @@
 --   queue_no queue_no_ceiling serving            the counter, what Postgres allows it, the highest place admitted
 --   draining_no                                  the cut-off number of a draining room
 --   version                                      of the row in Postgres that these terms were read from
---   gone_seq                                     counts departures from the line
+--   gone_seq gone_trimmed_no                     counts departures from the line; up to here they are trimmed
 local sale = {}
 do
   local flat = redis.call("HGETALL", KEYS[1])
