@@ -151,7 +151,8 @@ async def ensure_open(stores: Stores, sale_id: str, *, within_s: float = 30.0) -
                 async with _owning(stores.postgres, sale_id) as generation:
                     if generation is None:
                         await asyncio.sleep(0.05)
-                    else:
+                    # Whoever owned it until now may have opened it.
+                    elif (await _find(stores, sale_id)).store_state != "open":
                         await rebuild(stores, sale_id, generation)
     except TimeoutError:
         if deadline.expired():

@@ -99,7 +99,7 @@ class SaleKeys:
 
     @cached_property
     def ended_tokens(self) -> str:
-        """Hash: queue number -> ``status|owner`` of tokens that ended within the last hour, or ``MOVED|owner|queue_no``."""
+        """Hash: queue number -> ``status|owner`` of tokens that ended lately, or ``MOVED|owner|queue_no``."""
         return self._key("ended_tokens")
 
     @cached_property

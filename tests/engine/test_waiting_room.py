@@ -1,6 +1,7 @@
 """The line in Redis: who stands where, who is called, how a token ends. On one Valkey and on a cluster."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def _status(token: Any) -> tuple[str, int]:
 
 # --- every script -----------------------------------------------------------------------------------------------------
 
-SCRIPTS = {
+SCRIPTS: dict[str, Callable[[Line], Awaitable[Any]]] = {
     "join": lambda line: line.join("ann"),
     "enter": lambda line: line.enter("ann", 1),
     "leave": lambda line: line.leave("ann", 1),
@@ -481,7 +482,7 @@ async def test_buying_ends_the_number_it_was_bought_with_and_no_other(line: Line
     await line.check()
 
 
-# --- after a sale that could not stand ----------------------------------------------------------------------------------
+# --- after a sale that could not stand --------------------------------------------------------------------------------
 
 
 async def test_after_a_sale_that_could_not_stand_its_number_goes_next(line: Line) -> None:
@@ -522,7 +523,7 @@ async def test_who_left_does_not_go_next(line: Line) -> None:
     assert _status(await line.enter("ann", 1)) == ("LEFT", 1)
 
 
-# --- leave --------------------------------------------------------------------------------------------------------------
+# --- leave ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", ["WAITING", "ACTIVE", "SKIPPED", "RETURNED"])
@@ -551,7 +552,7 @@ async def test_leaving_after_the_end_answers_how_it_ended(line: Line) -> None:
     assert await line.leave("ann", 1) == Left(1, "EXPIRED")
 
 
-# --- ties ---------------------------------------------------------------------------------------------------------------
+# --- ties -------------------------------------------------------------------------------------------------------------
 
 
 async def test_the_first_signed_in_use_makes_a_visitors_place_the_users(line: Line) -> None:
@@ -670,7 +671,7 @@ async def test_a_user_keeps_the_ties_of_the_newest_browsers_only(line: Line) -> 
     await line.check()
 
 
-# --- after the store was lost -------------------------------------------------------------------------------------------
+# --- after the store was lost -----------------------------------------------------------------------------------------
 
 
 async def test_a_signed_number_is_put_back_at_its_own_place(line: Line) -> None:
@@ -762,7 +763,7 @@ async def test_nobody_is_put_back_while_postgres_is_too_far_behind(line: Line) -
     assert await line.put_back("ann", 1) == PutBack(1, "WAITING")
 
 
-# --- signs and snapshots ------------------------------------------------------------------------------------------------
+# --- signs and snapshots ----------------------------------------------------------------------------------------------
 
 
 async def test_signs_are_noted_of_those_who_still_wait(line: Line) -> None:
@@ -803,7 +804,7 @@ async def test_a_snapshot_names_departures_in_portions(line: Line) -> None:
     assert (second.queue_nos, second.gone_seq, second.more) == (("2",), 3, 0)
 
 
-# --- builders -----------------------------------------------------------------------------------------------------------
+# --- builders ---------------------------------------------------------------------------------------------------------
 
 
 async def _price(line: Line, *seat_nos: str) -> None:

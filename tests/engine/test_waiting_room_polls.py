@@ -1,0 +1,446 @@
+"""Polls: answered from a process's memory as long as nobody's turn has come, and what Postgres keeps of the line."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from engine import ids, sales, waiting_room
+from engine.refusals import NotFound
+from engine.stores.connections import Stores
+from engine.stores.outbox import BadEntry, Entry
+from engine.stores.replies import SaleUnknown
+from engine.stores.scripts import ScriptFault
+from engine.waiting_room import GRACE_MS, POLL_MAX_MS, POLL_MIN_MS, Eta, Joined, Place, Room, Rooms, Snapshot
+from tests.engine.lines import TERMS, Line, owner_of, user, visitor
+
+
+@dataclass
+class Front:
+    """A line, its row in Postgres, and one process that answers polls."""
+
+    stores: Stores
+    line: Line
+    rooms: Rooms
+
+    async def poll(self, name: str, queue_no: int, epoch: int = 1, visitor_name: str = "") -> Any:
+        return await self.rooms.poll(
+            self.line.sale, owner=owner_of(name), queue_no=queue_no, epoch=epoch, visitor=visitor_name
+        )
+
+    async def place(self, name: str, queue_no: int, **more: Any) -> Place:
+        """Poll, which must be answered with a place."""
+        place = await self.poll(name, queue_no, **more)
+        assert isinstance(place, Place), place
+        return place
+
+    async def commands(self) -> int:
+        """Batches that this process has sent to the store."""
+        return self.stores.gate.statistics.batches
+
+    async def record(self, epoch: int = 1) -> None:
+        """Apply the whole journal to Postgres, as its owner would."""
+        entries = [
+            Entry(
+                entry_id=entry["id"],
+                epoch=epoch,
+                n=int(entry["n"]),
+                before=entry["before"],
+                kind=entry["kind"],
+                fields=entry,
+            )
+            for entry in await self.line.entries()
+        ]
+        async with self.stores.postgres.acquire() as connection, connection.transaction():
+            await waiting_room.record(connection, self.line.sale, entries)
+
+    async def rows(self) -> dict[int, tuple[str, str]]:
+        """What Postgres says of each number: status and owner."""
+        rows = await self.stores.postgres.fetch(
+            "SELECT * FROM queue_tokens WHERE sale_id = $1 ORDER BY queue_no", self.line.sale.sale_id
+        )
+        for row in rows:
+            assert (row["ended_at"] is not None) == (row["status"] in {"PROCESSED", "EXPIRED", "LEFT"})
+            assert row["status"] != "ACTIVE" or row["admitted_at"] is not None
+        return {row["queue_no"]: (row["status"], row["owner"]) for row in rows}
+
+
+@pytest.fixture
+async def front(stores_any: Stores) -> Front:
+    sale_id = ids.random_id()
+    book = sales.SaleBook(stores_any.postgres)
+    async with stores_any.postgres.acquire() as connection:
+        await sales.create(connection, sale_id=sale_id, kind="stock", terms=sales.Terms(name="drop", room="open"))
+        await connection.execute("UPDATE sales SET epoch = 1, store_state = 'open' WHERE sale_id = $1", sale_id)
+    await book.refresh()
+    sale = await book.find(sale_id)
+    assert sale is not None
+    await stores_any.redis.hset(sale.keys.sale, mapping=TERMS)  # type: ignore[misc]
+    line = Line(stores_any.redis, stores_any.gate, sale)
+    return Front(stores_any, line, Rooms(stores_any.gate, book, stores_any.postgres))
+
+
+# --- polls ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_poll_behind_serving_sends_nothing_to_the_store(front: Front) -> None:
+    await front.line.set(room="paused")
+    numbers = await front.line.joined(*[f"p{number}" for number in range(30)])
+    await front.rooms.refresh()
+    before = await front.commands()
+    for _ in range(3):
+        places = await asyncio.gather(*[front.place(f"p{number}", number + 1) for number in range(30)])
+        assert [place.position for place in places] == numbers
+    assert await front.commands() == before
+
+
+async def test_a_place_is_exact_as_people_leave_and_are_called(front: Front) -> None:
+    names = [f"p{number}" for number in range(1, 13)]
+    await front.line.joined(*names)
+    await front.rooms.refresh()
+    live = dict(zip(names, range(1, 13), strict=True))
+    for gone in ("p3", "p12", "p7", "p1"):
+        await front.line.leave(gone, live.pop(gone))
+        await front.rooms.refresh()
+        for at, (name, queue_no) in enumerate(live.items()):
+            assert ((place := await front.place(name, queue_no)).ahead, place.position) == (at, at + 1)
+    await front.line.admit(2)
+    await front.rooms.refresh()
+    behind = [(name, queue_no) for name, queue_no in live.items() if queue_no > 4]
+    assert [(await front.place(*each)).ahead for each in behind] == list(range(len(behind)))
+
+
+async def test_people_who_are_called_before_the_line_count_as_ahead(front: Front) -> None:
+    await front.line.joined("ann", "bob", "cat")
+    await front.line.admit(1)
+    await front.line.age(POLL_MAX_MS + 120_000)
+    await front.line.set(room="paused")
+    await front.line.admit()
+    await front.line.enter("ann", 1)
+    await front.rooms.refresh()
+    assert (await front.place("cat", 3)).ahead == 2
+
+
+async def test_the_poll_of_somebody_whose_turn_it_is_enters(front: Front) -> None:
+    await front.line.joined("ann")
+    await front.line.admit()
+    await front.rooms.refresh()
+    place = await front.place("ann", 1)
+    assert (place.status, place.position, place.ahead) == ("ACTIVE", 0, 0)
+    assert abs(place.expires_at_ms - place.now_ms - 600_000) < 2_000
+    assert (await front.line.records("tokens"))[user("ann")].split("|")[2] == "1"
+
+
+async def test_the_answer_is_kept_until_its_deadline_or_until_its_end_is_named(front: Front) -> None:
+    await front.line.joined("ann", "bob")
+    await front.line.admit()
+    await front.rooms.refresh()
+    for name, queue_no in (("ann", 1), ("bob", 2)):
+        await front.place(name, queue_no)
+    before = await front.commands()
+    for _ in range(20):
+        await front.place("ann", 1)
+        await front.place("bob", 2)
+    assert await front.commands() == before
+    await front.line.leave("ann", 1)
+    await front.rooms.refresh()
+    assert (await front.place("ann", 1)).status == "LEFT"
+    before = await front.commands()
+    assert (await front.place("bob", 2)).status == "ACTIVE"
+    assert await front.commands() == before
+
+
+async def test_somebody_who_left_is_told_so_although_the_line_has_not_passed_their_number(front: Front) -> None:
+    await front.line.joined("ann", "bob")
+    await front.line.leave("bob", 2)
+    await front.rooms.refresh()
+    assert (await front.place("bob", 2)).status == "LEFT"
+
+
+async def test_signs_of_life_are_written_in_batches_and_only_near_the_front(front: Front) -> None:
+    await front.line.set(admitted_per_minute_max=5)
+    await front.line.joined(*[f"p{number}" for number in range(1, 31)])
+    await front.rooms.refresh()
+    await asyncio.gather(*[front.place(f"p{number}", number) for number in range(1, 31)])
+    assert await front.line.scores("alive") == {}
+    before = await front.commands()
+    await front.rooms.refresh()
+    assert await front.commands() - before == 2  # a snapshot, and one batch of signs
+    alive = await front.line.scores("alive")
+    assert alive.keys() == {str(number) for number in range(1, 11)}  # two minutes at five a minute
+    now_ms = await front.line.now_ms()
+    assert all(POLL_MIN_MS + GRACE_MS - 2_000 < at - now_ms <= POLL_MAX_MS + GRACE_MS for at in alive.values())
+
+
+async def test_whoever_goes_on_polling_is_not_passed_over_when_the_rate_falls_and_rises(front: Front) -> None:
+    await front.line.set(admitted_per_minute_max=100, active_max=50)
+    names = [f"p{number}" for number in range(1, 101)]
+    await front.line.joined(*names)
+    await front.line.admit()
+    for _ in range(3):
+        await front.rooms.refresh()
+        await asyncio.gather(*[front.poll(name, number) for number, name in enumerate(names, 1)])
+        await front.rooms.refresh()
+        await front.line.age(61_000)  # nobody leaves, so nobody was admitted in the last minute
+        for number in range(1, 51):
+            await front.line.redis.zadd(front.line.sale.keys.active, {user(f"p{number}"): 9e15})
+    await front.rooms.refresh()
+    await asyncio.gather(*[front.poll(name, number) for number, name in enumerate(names, 1)])
+    await front.rooms.refresh()
+    await front.line.set(active_max=100)
+    admitted = await front.line.admit()
+    assert (admitted.count, admitted.skipped) == (50, 0)
+
+
+async def test_a_sign_that_could_not_be_written_is_written_later(front: Front) -> None:
+    await front.line.joined("ann")
+    await front.rooms.refresh()
+    await front.place("ann", 1)
+    room = await front.rooms.find(front.line.sale)
+    assert isinstance(room, Room)
+    key, kept = front.line.sale.keys.alive, dict(room.signs)
+    await front.line.redis.execute_command("SET", key, "in the way")
+    with pytest.raises(ScriptFault):
+        await front.rooms.refresh()
+    assert room.signs == kept
+    await front.line.redis.execute_command("DEL", key)
+    await front.rooms.refresh()
+    assert (await front.line.scores("alive")).keys() == {"1"}
+    assert room.signs == {}
+
+
+@pytest.mark.parametrize("room", ["off", "bypass"])
+async def test_without_a_room_everybody_is_active_and_keeps_their_number(front: Front, room: str) -> None:
+    await front.line.joined("ann")
+    await front.line.set(room=room)
+    place = await front.place("ann", 1)
+    assert (place.status, place.queue_no, place.expires_at_ms) == ("ACTIVE", 1, 0)
+
+
+async def test_another_persons_number_is_not_found_once_its_turn_has_come(front: Front) -> None:
+    await front.line.joined("ann")
+    await front.line.admit()
+    await front.rooms.refresh()
+    assert await front.poll("bob", 1) == NotFound()
+
+
+async def test_a_sale_that_the_store_does_not_know_is_refused(front: Front) -> None:
+    await front.line.redis.execute_command("DEL", front.line.sale.keys.sale)
+    assert await front.poll("ann", 1) == SaleUnknown()
+
+
+async def test_a_new_copy_of_the_sale_is_read_from_its_first_departure_on(front: Front) -> None:
+    await front.line.joined("ann", "bob", "cat", "dan")
+    for name, queue_no in (("bob", 2), ("cat", 3)):
+        await front.line.leave(name, queue_no)
+    await front.rooms.refresh()
+    await front.line.lose()
+    await front.line.set(epoch=2, serving=0)
+    await front.stores.postgres.execute("UPDATE sales SET epoch = 2 WHERE sale_id = $1", front.line.sale.sale_id)
+    sale = await front.rooms._book.read(front.line.sale.sale_id)
+    assert sale is not None
+    front.line.sale = sale
+    await front.line.joined("eve", "fay", "gus")
+    await front.line.leave("fay", 1_000_002)
+    await front.rooms.refresh()
+    assert (await front.place("gus", 1_000_003, epoch=2)).ahead == 1
+    assert (await front.place("eve", 1_000_001, epoch=2)).ahead == 0
+
+
+async def test_a_token_of_an_older_epoch_is_put_back_and_answered_for_the_new_one(front: Front) -> None:
+    await front.line.joined("ann", "bob")
+    await front.line.lose()
+    await front.line.set(epoch=2)
+    await front.stores.postgres.execute("UPDATE sales SET epoch = 2 WHERE sale_id = $1", front.line.sale.sale_id)
+    sale = await front.rooms._book.read(front.line.sale.sale_id)
+    assert sale is not None
+    front.line.sale = sale
+    place = await front.place("bob", 2)
+    assert (place.epoch, place.queue_no, place.status, place.ahead) == (2, 2, "WAITING", 0)
+    assert await front.line.scores("waiting") == {user("bob"): 2}
+
+
+@pytest.mark.parametrize("by", ["user", "visitor"])
+async def test_a_number_that_postgres_knows_as_ended_is_not_put_back(front: Front, by: str) -> None:
+    await front.line.joined("vic")
+    await front.line.tie("vic", "ann", 1)
+    await front.line.leave("ann", 1)
+    await front.record()
+    await front.line.lose()
+    name = "ann" if by == "user" else "vic"
+    assert (await front.place(name, 1, epoch=0)).status == "LEFT"
+    await front.stores.postgres.execute("UPDATE queue_tokens SET ended_at = ended_at - interval '61 minutes'")
+    assert await front.poll(name, 1, epoch=0) == NotFound()
+    assert await front.line.scores("waiting") == {}
+
+
+# --- places and times of a room ---------------------------------------------------------------------------------------
+
+
+def _room(**more: Any) -> Room:
+    """A room of which a snapshot has been read: by default ten people wait, 1 to 10."""
+    seen: dict[str, Any] = {
+        "epoch": 1, "now_ms": 1, "room": "open", "serving": 0, "queue_no": 10, "draining_no": 0, "waiting": 10,
+        "behind": 10, "returned": 0, "active": 0, "active_max": 1, "admitted_per_minute_max": 60, "admitted": 0,
+        "admitted_in_s": 1, "gone_seq": 0, "more": 0, "gone_count": 0, "queue_nos": (),
+    }  # fmt: skip
+    room = Room(lambda: 1.0)
+    room.take(Snapshot(**seen | more))
+    return room
+
+
+def test_after_a_loss_numbers_that_nobody_has_are_not_counted() -> None:
+    # 1 … 10 are back, then the counter went on at a million, where two have joined and one of them left.
+    room = _room(queue_no=1_000_003, waiting=12, behind=12, gone_count=1, queue_nos=("1000002",))
+    assert [room.ahead_of(number) for number in (1, 10, 1_000_001, 1_000_003)] == [0, 9, 10, 11]
+    # Of 1 … 10 only two are back: whoever is far behind them is told the most it can be.
+    room = _room(queue_no=1_000_000, waiting=2, behind=2)
+    assert room.ahead_of(9) == 1
+
+
+def test_somebody_who_joined_after_the_snapshot_is_behind_everybody() -> None:
+    assert _room().ahead_of(13) == 12
+
+
+@pytest.mark.parametrize("state", ["prequeue", "paused", "closed"])
+def test_nobody_knows_how_long_it_takes_while_nobody_is_admitted(state: str) -> None:
+    assert _room(room=state, admitted=5).eta_of(3) == Eta(known=False)
+
+
+def test_the_time_to_wait_follows_the_rate_and_is_unknown_without_one() -> None:
+    assert _room(active=1).eta_of(3) == Eta(known=False)
+    assert _room(active=0, active_max=5).eta_of(3) == Eta(known=True, p50_s=1, p90_s=2)
+    eta = _room(active=1, admitted=60, admitted_in_s=30).eta_of(99)
+    assert (eta.known, eta.p50_s) == (True, 50)
+    assert eta.p90_s is not None
+    assert eta.p90_s > 50
+
+
+def test_the_next_poll_is_sooner_near_the_front_spread_and_bounded() -> None:
+    near = {waiting_room.poll_after_ms(Eta(known=True, p50_s=5, p90_s=9)) for _ in range(200)}
+    far = {waiting_room.poll_after_ms(Eta(known=True, p50_s=5_000, p90_s=9_000)) for _ in range(200)}
+    unknown = {waiting_room.poll_after_ms(Eta(known=False)) for _ in range(200)}
+    assert len(near) > 50
+    assert max(near) < min(far)
+    assert all(POLL_MIN_MS <= after <= POLL_MAX_MS for after in near | far | unknown)
+
+
+def test_a_joined_person_is_told_the_same_as_a_poll_would(front: Front) -> None:
+    room = _room()
+    place = front.rooms.joined(room, Joined(11, 1, "WAITING"))
+    assert (place.queue_no, place.ahead, place.status) == (11, 10, "WAITING")
+
+
+# --- what Postgres keeps ----------------------------------------------------------------------------------------------
+
+
+async def test_the_rows_say_what_became_of_each_number(front: Front) -> None:
+    await front.line.joined("ann", "bob", "vic", "dan", "eve")
+    await front.line.admit(2)
+    await front.line.enter("ann", 1)
+    await front.line.tie("vic", "cat", 3)
+    await front.line.leave("dan", 4)
+    await front.line.age(600_000)
+    await front.line.set(room="paused")
+    await front.line.admit()
+    for _ in range(2):
+        await front.record()
+        assert await front.rows() == {
+            1: ("EXPIRED", user("ann")),
+            2: ("EXPIRED", user("bob")),
+            3: ("WAITING", user("cat")),
+            4: ("LEFT", user("dan")),
+            5: ("WAITING", user("eve")),
+        }
+
+
+async def test_batches_cut_anywhere_end_in_the_same_rows(front: Front) -> None:
+    await front.line.joined("ann", "vic", "bob")
+    await front.line.admit(1)
+    await front.line.tie("vic", "cat", 2)
+    await front.line.leave("bob", 3)
+    await front.line.admit(1)
+    entries = [
+        Entry(entry["id"], 1, int(entry["n"]), entry["before"], entry["kind"], entry)
+        for entry in await front.line.entries()
+    ]
+    outcomes = []
+    for size in (1, 2, len(entries)):
+        await front.stores.postgres.execute("DELETE FROM queue_tokens")
+        for at in range(0, len(entries), size):
+            await waiting_room.record(front.stores.postgres, front.line.sale, entries[at : at + size])  # type: ignore[arg-type]
+        outcomes.append(await front.rows())
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert outcomes[0] == {1: ("ACTIVE", user("ann")), 2: ("ACTIVE", user("cat")), 3: ("LEFT", user("bob"))}
+
+
+async def test_bought_is_written_whichever_stream_comes_first(front: Front) -> None:
+    await front.line.joined("ann", "bob")
+    await front.line.admit()
+    await front.line.enter("ann", 1)
+    async with front.stores.postgres.acquire() as connection:
+        for _ in range(2):
+            await waiting_room.record_processed(connection, front.line.sale, [(1, user("ann"))])
+    assert await front.rows() == {1: ("PROCESSED", user("ann"))}
+    await front.record()
+    assert await front.rows() == {1: ("PROCESSED", user("ann")), 2: ("ACTIVE", user("bob"))}
+    async with front.stores.postgres.acquire() as connection:
+        await waiting_room.record_processed(connection, front.line.sale, [(2, user("bob"))])
+    assert (await front.rows())[2] == ("PROCESSED", user("bob"))
+
+
+async def test_a_returned_number_lives_again_unless_it_has_bought_meanwhile(front: Front) -> None:
+    await front.line.joined("ann", "bob")
+    await front.line.leave("ann", 1)
+    await front.record()
+    returned = [Entry("9-9", 1, 9, "9-8", "returned", {"queue_no": str(number)}) for number in (1, 2)]
+    async with front.stores.postgres.acquire() as connection:
+        await waiting_room.record_processed(connection, front.line.sale, [(2, user("bob"))])
+        await waiting_room.record(connection, front.line.sale, returned)
+    assert await front.rows() == {1: ("WAITING", user("ann")), 2: ("PROCESSED", user("bob"))}
+
+
+async def test_a_number_that_was_put_back_waits_again_in_its_new_epoch(front: Front) -> None:
+    await front.line.joined("ann")
+    await front.line.admit()
+    await front.record()
+    assert await front.rows() == {1: ("ACTIVE", user("ann"))}
+    await front.line.lose()
+    await front.line.put_back("ann", 1)
+    await front.record(epoch=2)
+    assert (await front.rows())[1] == ("WAITING", user("ann"))
+    assert await front.stores.postgres.fetchval("SELECT epoch FROM queue_tokens") == 2
+
+
+async def test_an_entry_that_makes_no_sense_is_named(front: Front) -> None:
+    entry = Entry("1-1", 1, 1, "0-0", "joined", {"queue_no": "many", "owner": "ann", "at_ms": "1"})
+    async with front.stores.postgres.acquire() as connection:
+        with pytest.raises(BadEntry):
+            await waiting_room.record(connection, front.line.sale, [entry])
+
+
+async def test_entries_about_holds_are_passed_over(front: Front) -> None:
+    entry = Entry("1-1", 1, 1, "0-0", "released", {"hold_id": ids.random_id()})
+    async with front.stores.postgres.acquire() as connection:
+        await waiting_room.record(connection, front.line.sale, [entry])
+    assert await front.rows() == {}
+
+
+async def test_a_resync_writes_the_line_as_it_stands(front: Front) -> None:
+    await front.line.joined("ann", "vic", "bob", "dan", "eve")
+    await front.record()
+    await front.line.admit(2)
+    await front.line.tie("vic", "cat", 2)
+    await front.line.leave("dan", 4)
+    async with front.stores.postgres.acquire() as connection:
+        for _ in range(2):
+            await waiting_room.resync(front.stores.gate, connection, front.line.sale)
+    assert await front.rows() == {
+        1: ("ACTIVE", user("ann")),
+        2: ("ACTIVE", user("cat")),
+        3: ("WAITING", user("bob")),
+        4: ("LEFT", user("dan")),
+        5: ("WAITING", user("eve")),
+    }
+    assert visitor("vic") not in [owner for _, owner in (await front.rows()).values()]
