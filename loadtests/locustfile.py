@@ -77,7 +77,10 @@ class RushBuyer(Buyer):
         place = self._wait()
         for _ in range(ATTEMPTS_MAX if place else 0):
             seats = self._pick()
-            if not seats or self._try(place, seats):
+            if not seats:  # sold out: make room for whoever still hopes
+                self.send("DELETE", f"/v1/sales/{PLAN['sale_id']}/queue/token", "leave", **{"queue-token": place})
+                break
+            if self._try(place, seats):
                 break
 
     def _wait(self) -> str:
