@@ -87,8 +87,8 @@ $(LOAD_VENV)/.stamp: locks/load.txt
 	@touch $@
 
 # --universal writes markers for every platform in one file, and records no address.
-LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
-        --no-emit-find-links --custom-compile-command "make lock" $(LOCK_FLAGS)
+LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+        --custom-compile-command "make lock" $(LOCK_FLAGS)
 
 .PHONY: lock
 lock: ## write locks/ anew (needs uv; LOCK_FLAGS=--upgrade takes new versions)

@@ -8,15 +8,13 @@ import signal
 import tempfile
 from typing import TYPE_CHECKING
 
-import asyncpg
 from granian import Granian
 from granian.constants import Interfaces, Loops
 from granian.log import LogLevels
 
 from engine import installation
 from engine.settings import Settings
-from engine.stores import embedded, migrations
-from engine.stores.connections import open_postgres
+from engine.stores import embedded
 
 if TYPE_CHECKING:
     from api.face import Face
@@ -35,7 +33,7 @@ def serve(settings: Settings, target: str = "api.server:application") -> None:
     `target` is the factory of the application that each process runs.
     """
     with embedded.provide(settings) as known, tempfile.TemporaryDirectory(prefix="lastseat-metrics-") as counted:
-        key = asyncio.run(prepare(known))
+        key = asyncio.run(installation.prepare_database(known))
         if key is not None:
             print(f"Admin key, shown this once: {key}", flush=True)  # noqa: T201 - an operator reads it here
         # The processes read their settings as this one did; the library of metrics reads its own variable.
@@ -82,17 +80,3 @@ def tame_collector() -> None:
     """Look for garbage in cycles less often: what a request makes is freed by counting, and looking stops all else."""
     gc.freeze()
     gc.set_threshold(50_000, 25, 25)
-
-
-async def prepare(settings: Settings) -> str | None:
-    """Migrate, make what is made once, and answer the first admin key if it was made now."""
-    connection = await asyncpg.connect(settings.postgres_url)
-    try:
-        await migrations.migrate(connection)
-    finally:
-        await connection.close()
-    postgres = await open_postgres(str(settings.postgres_url), connections_max=1)
-    try:
-        return await installation.prepare(postgres, settings)
-    finally:
-        await postgres.close()

@@ -22,9 +22,9 @@ from rich.table import Table
 
 from cli import auditing, processes
 from cli.auditing import HISTORY
-from cli.preparing import prepare
 from cli.processes import Child, ProcessFault
 from cli.up import VERBS, address_of, stop_as_by_ctrl_c
+from engine.installation import prepare_database
 from engine.settings import Settings
 from engine.stores import embedded, queries
 from engine.stores.connections import open_postgres, open_redis
@@ -56,7 +56,7 @@ def demo(settings: Settings, console: Console, *, stays: bool, buyers: int, seed
     )
     with embedded.provide(settings) as known:
         _tell(console, "stores", "Valkey and Postgres are up", since=began)
-        asyncio.run(prepare(known))
+        asyncio.run(prepare_database(known))
         with processes.running(VERBS, known, logs=known.data_path / "logs") as children:
             processes.wait_until_ready(children, known)
             _tell(console, "faces", f"{known.workers} API processes and a worker are up", since=began)

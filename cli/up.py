@@ -8,8 +8,8 @@ from types import FrameType
 from rich.console import Console
 
 from cli import processes
-from cli.preparing import prepare
 from cli.processes import ProcessFault
+from engine.installation import prepare_database
 from engine.settings import Settings, variable
 from engine.stores import embedded
 
@@ -30,7 +30,7 @@ def _run(settings: Settings, console: Console) -> None:
     if not processes.wait_until_free(settings.host, settings.port):
         raise ProcessFault(f"Port {settings.port} of {settings.host} is taken. Name another one: {variable('port')}=…")
     with embedded.provide(settings) as known:
-        key = asyncio.run(prepare(known))
+        key = asyncio.run(prepare_database(known))
         with processes.running(VERBS, known) as children:
             processes.wait_until_ready(children, known)
             address = address_of(known)

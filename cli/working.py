@@ -6,8 +6,8 @@ import logging
 import uvloop
 from rich.console import Console
 
-from cli.preparing import prepare
 from cli.up import show_key
+from engine.installation import prepare_database
 from engine.settings import Settings
 from engine.stores import embedded
 from workers.main import run_worker
@@ -17,5 +17,5 @@ def work(settings: Settings, console: Console) -> None:
     """Work until SIGTERM or SIGINT; what was begun is finished."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     with embedded.provide(settings) as known:
-        show_key(asyncio.run(prepare(known)), console)
+        show_key(asyncio.run(prepare_database(known)), console)
         uvloop.run(run_worker(known))

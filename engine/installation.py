@@ -8,7 +8,8 @@ import msgspec
 
 from engine import accounts
 from engine.settings import Settings, variable
-from engine.stores import queries
+from engine.stores import migrations, queries
+from engine.stores.connections import StoreUnavailable, open_postgres
 from engine.stores.queries import Connection
 
 SIGNED_WITH: Final = "secret"
@@ -26,6 +27,26 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
 
     secret: str
     currency: str
+
+
+async def prepare_database(settings: Settings) -> str | None:
+    """Migrate the database that the settings name and `prepare` the installation in it, as each face does when it starts.
+
+    Raises StoreUnavailable, MigrationFault and CurrencyChanged.
+    """
+    try:
+        connection = await asyncpg.connect(settings.postgres_url)
+    except (OSError, asyncpg.PostgresError) as fault:
+        raise StoreUnavailable(f"Postgres cannot be opened: {fault}") from fault
+    try:
+        await migrations.migrate(connection)
+    finally:
+        await connection.close()
+    postgres = await open_postgres(str(settings.postgres_url), connections_max=1)
+    try:
+        return await prepare(postgres, settings)
+    finally:
+        await postgres.close()
 
 
 async def prepare(postgres: asyncpg.Pool, settings: Settings) -> str | None:

@@ -49,17 +49,6 @@ class Buyer(FastHttpUser):
         if self.token and next(_gone) == len(PLAN["buyers"]):
             spawn_later(1, self.environment.runner.quit)  # once this buyer is out of the way, too
 
-    @task
-    def go(self) -> None:
-        """Go once."""
-        if self.token:
-            self.buy()
-        raise StopUser
-
-    def buy(self) -> None:
-        """What this kind of buyer does."""
-        raise NotImplementedError
-
     def send(self, method: str, path: str, name: str, body: object = None, **headers: str) -> Any:
         """Send one request; refusals are part of a rush and no failures."""
         named = {"authorization": f"Bearer {self.token}", **headers}
@@ -72,9 +61,10 @@ class Buyer(FastHttpUser):
 class RushBuyer(Buyer):
     """Join, wait, pick from the map, reserve, pay."""
 
+    @task
     def buy(self) -> None:
         """Go once through the whole journey, and again for other seats while some are free."""
-        place = self._wait()
+        place = self._wait() if self.token else ""
         for _ in range(ATTEMPTS_MAX if place else 0):
             seats = self._pick()
             if not seats:  # sold out: make room for whoever still hopes
@@ -82,6 +72,7 @@ class RushBuyer(Buyer):
                 break
             if self._try(place, seats):
                 break
+        raise StopUser
 
     def _wait(self) -> str:
         path = f"/v1/sales/{PLAN['sale_id']}/queue/token"
@@ -137,9 +128,10 @@ class RushBuyer(Buyer):
 class NaiveBuyer(Buyer):
     """Buys at the twin that looks first and sells second."""
 
+    @task
     def buy(self) -> None:
         """Try seats from a small hall until one is said to be bought."""
-        for _ in range(ATTEMPTS_MAX):
+        for _ in range(ATTEMPTS_MAX if self.token else 0):
             seat_no = f"A-1-{_dice.randint(1, PLAN['naive_seats'])}"
             named = key()
             sold = self.send("POST", "/twins/naive", "naive", {"seats": [seat_no]}, **named)
@@ -157,6 +149,7 @@ class NaiveBuyer(Buyer):
                     }
                 )
                 break
+        raise StopUser
 
 
 def key() -> dict[str, str]:

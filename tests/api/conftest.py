@@ -8,7 +8,7 @@ import pytest
 from api.app import create_app
 from api.face import Face
 from api.house import House, open_house
-from api.server import prepare
+from engine.installation import prepare_database
 from engine.settings import Settings
 from tests.api.calling import ADMIN_KEY, Contract, Person, Show, Worker, put_on
 
@@ -31,7 +31,7 @@ async def settings(redis_url: str, postgres_url: str) -> Settings:
         workers=1,
         cors_origins=("https://shop.example",),
     )
-    assert await prepare(settings) is None
+    assert await prepare_database(settings) is None
     return settings
 
 
