@@ -30,7 +30,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def prepare_database(settings: Settings) -> str | None:
-    """Migrate the database that the settings name and `prepare` the installation in it, as each face does when it starts.
+    """Migrate the database that the settings name and `prepare` the installation in it, as each face does at its start.
 
     Raises StoreUnavailable, MigrationFault and CurrencyChanged.
     """
