@@ -17,12 +17,13 @@ from api.seats import SeatMaps
 from api.waiting_room import PassDesk
 from engine import accounts, installation
 from engine.accounts import TOKEN_LIFETIME_S, Passwords, UserTokens
-from engine.payments import Till, Waiters
 from engine.sales import SaleBook
 from engine.settings import Settings
 from engine.stores.connections import Stores, open_stores
 from engine.stores.scripts import Gate
+from engine.till import Till
 from engine.tokens import Passes, QueueTokens, find_pass_keys
+from engine.waiters import Waiters
 from engine.waiting_room import REFRESH_EVERY_S, Rooms
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from engine import accounts, catalogue, ids, payments, rebuild, seats, settlement, waiting_room
+from engine import accounts, authorisations, catalogue, ids, payments, rebuild, seats, settlement, till, waiting_room
 from engine.sales import Sale, SaleBook, Terms, stored_terms
 from engine.settings import Settings
 from engine.stores import embedded, migrations, outbox
@@ -247,8 +247,8 @@ async def _sold_out(stores: Stores, count: int) -> Sale:
     buyers = [ids.random_id() for _ in range(count)]
     await accounts.create_many(stores.postgres, user_ids=buyers, fingerprint="bench")
     await stores.postgres.execute("UPDATE balances SET amount = 1000000")
-    authorise: Coalescer[payments.Authorisation, payments.Payment | seats.PaymentRunning] = Coalescer(
-        lambda requests: payments.authorise(stores.postgres, requests), most=payments.BATCH_MAX
+    authorise: Coalescer[authorisations.Authorisation, payments.Payment | seats.PaymentRunning] = Coalescer(
+        lambda requests: authorisations.authorise(stores.postgres, requests), most=authorisations.BATCH_MAX
     )
 
     async def buy(n: int) -> None:
@@ -259,10 +259,10 @@ async def _sold_out(stores: Stores, count: int) -> Sale:
         paying = await seats.pay(stores.gate, opened, hold_id=hold_id, buyer_id=buyers[n], payment_id=payment_id)
         if not isinstance(paying, seats.Paying):
             raise TypeError(f"a payment was answered {paying}")
-        request = payments.Authorisation(
+        request = authorisations.Authorisation(
             payment_id=payment_id,
             fingerprint="f",
-            holding=payments.holding_of(opened, hold_id, buyers[n], paying),
+            holding=till.holding_of(opened, hold_id, buyers[n], paying),
             pay_deadline_ms=paying.pay_deadline_ms,
         )
         await authorise.submit(request)

@@ -248,6 +248,15 @@ CREATE TABLE payments (
   refunded_amount bigint NOT NULL DEFAULT 0 CHECK (refunded_amount >= 0),
   -- The leg that the balance pays; set aside while the payment is PENDING, AUTHORISED or IN_DOUBT.
   balance_amount bigint NOT NULL CHECK (balance_amount >= 0),
+  -- The leg that a card pays, and how much of it the gateway has taken.
+  card_amount bigint NOT NULL DEFAULT 0 CHECK (card_amount >= 0),
+  captured_amount bigint NOT NULL DEFAULT 0 CHECK (captured_amount >= 0),
+  -- The gateway's name for the card (never its number), where the buyer comes back to, and what the gateway said.
+  payment_method_id text,
+  return_url text,
+  gateway_ref text UNIQUE,
+  action_url text,
+  decline_code text,
   pay_deadline timestamptz NOT NULL,
   created_at timestamptz NOT NULL DEFAULT now(),
   updated_at timestamptz NOT NULL DEFAULT now(),
@@ -255,6 +264,11 @@ CREATE TABLE payments (
   paid_at timestamptz,
   version bigint NOT NULL DEFAULT 1,
   CONSTRAINT payments_final CHECK (final_amount = original_amount - discount_amount),
+  CONSTRAINT payments_legs CHECK (balance_amount + card_amount = final_amount),
+  CONSTRAINT payments_captured CHECK (captured_amount <= card_amount),
+  CONSTRAINT payments_method CHECK (
+    CASE method WHEN 'BALANCE' THEN card_amount = 0 WHEN 'CARD' THEN balance_amount = 0 ELSE true END
+  ),
   CONSTRAINT payments_refunded CHECK (refunded_amount <= final_amount),
   CONSTRAINT payments_paid CHECK (status <> 'SUCCESS' OR paid_at IS NOT NULL)
 );
@@ -263,6 +277,79 @@ CREATE UNIQUE INDEX payments_live ON payments (reservation_id)
   WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS');
 CREATE INDEX payments_mine ON payments (user_id, created_at DESC, payment_id DESC);
 CREATE INDEX payments_unsettled ON payments (updated_at) WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT');
+
+-- What is given back, and what a gateway must be told ----------------------------------------------------------------
+
+CREATE TABLE cancellations (
+  cancellation_id uuid PRIMARY KEY,
+  reservation_id uuid NOT NULL REFERENCES reservations,
+  user_id uuid NOT NULL REFERENCES users,
+  seat_nos text[] NOT NULL CHECK (cardinality(seat_nos) > 0),
+  reason text NOT NULL CHECK (reason IN ('USER', 'ADMIN', 'EVENT_CANCELLED')),
+  -- What was paid for these seats is given back or kept.
+  refund_amount bigint NOT NULL CHECK (refund_amount >= 0),
+  kept_amount bigint NOT NULL CHECK (kept_amount >= 0),
+  refund_to text NOT NULL CHECK (refund_to IN ('SOURCE', 'BALANCE')),
+  fingerprint text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX cancellations_reservation ON cancellations (reservation_id, created_at);
+
+CREATE TABLE refunds (
+  refund_id uuid PRIMARY KEY,
+  payment_id uuid NOT NULL REFERENCES payments,
+  cancellation_id uuid REFERENCES cancellations,
+  user_id uuid NOT NULL REFERENCES users,
+  amount bigint NOT NULL CHECK (amount > 0),
+  refund_to text NOT NULL CHECK (refund_to IN ('BALANCE', 'CARD')),
+  status text NOT NULL CHECK (status IN ('PENDING', 'DONE', 'FAILED')),
+  reason text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  done_at timestamptz,
+  CONSTRAINT refunds_done CHECK ((status = 'DONE') = (done_at IS NOT NULL))
+);
+CREATE INDEX refunds_payment ON refunds (payment_id);
+
+-- What a gateway must be told: written by the transaction that decides it, sent under its own key until the answer is
+-- known. A refund waits until the capture before it is known.
+CREATE TABLE gateway_operations (
+  operation_id uuid PRIMARY KEY,
+  payment_id uuid NOT NULL REFERENCES payments,
+  kind text NOT NULL CHECK (kind IN ('CAPTURE', 'VOID', 'REFUND')),
+  refund_id uuid UNIQUE REFERENCES refunds,
+  amount bigint NOT NULL CHECK (amount >= 0),
+  status text NOT NULL DEFAULT 'PENDING' CHECK (status IN ('PENDING', 'DONE', 'REFUSED')),
+  attempts integer NOT NULL DEFAULT 0,
+  due_at timestamptz NOT NULL DEFAULT now(),
+  error text,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  done_at timestamptz,
+  CONSTRAINT gateway_operations_refund CHECK ((kind = 'REFUND') = (refund_id IS NOT NULL))
+);
+CREATE INDEX gateway_operations_due ON gateway_operations (due_at) WHERE status = 'PENDING';
+CREATE UNIQUE INDEX gateway_operations_once ON gateway_operations (payment_id, kind) WHERE kind <> 'REFUND';
+
+-- What a gateway told us, each once: written by the transaction that applies it.
+CREATE TABLE webhook_events (
+  event_id text PRIMARY KEY,
+  type text NOT NULL,
+  gateway_ref text,
+  created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- An event that is off: everybody is refunded, a few at a time, and a crash goes on where it stopped.
+CREATE TABLE schedule_cancellations (
+  schedule_id uuid PRIMARY KEY REFERENCES schedules,
+  sale_id uuid NOT NULL REFERENCES sales,
+  total integer NOT NULL CHECK (total >= 0),
+  done integer NOT NULL DEFAULT 0,
+  fingerprint text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  finished_at timestamptz
+);
 
 -- The waiting room ---------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from engine import catalogue, ids, payments, rebuild, seats
-from engine.payments import Authorisation
+from engine import authorisations, catalogue, ids, payments, rebuild, seats
+from engine.authorisations import Authorisation
 from engine.reservations import Holding
 from engine.sales import Sale, SaleBook, Terms
 from engine.stores import outbox
@@ -63,6 +63,12 @@ class Shop:
             await self.stores.postgres.execute("INSERT INTO balances (user_id, amount) VALUES ($1, 10000000)", user_id)
         return self.people[name]
 
+    async def set_balance(self, name: str, amount: int) -> None:
+        """Let this person have just so much."""
+        await self.stores.postgres.execute(
+            "UPDATE balances SET amount = $2 WHERE user_id = $1", await self.person(name), amount
+        )
+
     # What an API process does --------------------------------------------------------------------------------------
 
     async def hold(self, *seat_nos: str, by: str = "ann", queue_no: int = 0) -> str:
@@ -112,7 +118,7 @@ class Shop:
     async def authorise(self, hold_id: str) -> Authorisation:
         """Funds are set aside: the second step."""
         request = await self.begin_payment(hold_id)
-        (payment,) = await payments.authorise(self.stores.postgres, [request])
+        (payment,) = await authorisations.authorise(self.stores.postgres, [request])
         assert isinstance(payment, payments.Payment), payment
         assert isinstance(payment, payments.Payment), payment
         assert payment.status == "AUTHORISED", payment

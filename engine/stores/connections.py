@@ -41,6 +41,17 @@ POSTGRES_ANSWER_WITHIN_S = 30.0
 RedisClient = Redis | RedisCluster
 
 
+# Postgres cannot be reached, went away, or has no room: whether a commit that was under way happened is not known.
+POSTGRES_AWAY = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.PostgresConnectionError,
+    TimeoutError,
+)
+
+
 class StoreUnavailable(Exception):
     """Redis or Postgres cannot be reached, or did not answer in time; the same call may work soon."""
 

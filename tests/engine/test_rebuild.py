@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import RedisCluster
 
-from engine import ids, payments, rebuild, sales, seats
+from engine import authorisations, ids, payments, rebuild, reconciliation, sales, seats
 from engine.rebuild import CLEAR, CLOSE, LOAD_SEATS, OPEN, Cleared, Closed, Opened, RebuildFailed, SaleOpen
 from engine.refusals import IdempotencyKeyReused, LimitReached
 from engine.stores import outbox
@@ -131,7 +131,7 @@ async def test_a_sale_that_redis_forgot_before_anybody_read_it_is_sold_again(sto
     await shop.rebuild()
     assert await shop.states() == {"A-1-1": "PAYING"}
     await shop.age(request.payment_id)
-    await payments.reconcile(stores.gate, stores.postgres, await shop.sale())
+    await reconciliation.reconcile(stores.gate, stores.postgres, await shop.sale())
     await shop.drain()
     assert await shop.payment(request.payment_id) == "SUCCESS"
     await shop.check()
@@ -175,7 +175,7 @@ async def test_an_ended_payment_does_not_run_again(stores: Stores) -> None:
     hold_id = await shop.hold("A-1-1")
     request = await shop.begin_payment(hold_id)
     await stores.postgres.execute("UPDATE balances SET amount = 0")
-    (failed,) = await payments.authorise(stores.postgres, [request])
+    (failed,) = await authorisations.authorise(stores.postgres, [request])
     assert isinstance(failed, payments.Payment)
     assert isinstance(failed, payments.Payment)
     assert failed.status == "FAILED"
@@ -305,7 +305,7 @@ async def test_a_payment_that_is_authorised_while_the_sale_is_rebuilt_is_voided_
     request = await shop.begin_payment(hold_id)
 
     async def authorise() -> None:
-        await payments.authorise(stores.postgres, [request])
+        await authorisations.authorise(stores.postgres, [request])
 
     gated = StoppedRedis(stores.redis, before=CLEAR.sha, first=authorise)
     await rebuild.rebuild(with_redis(stores, gated), shop.sale_id, await shop.own())

@@ -6,7 +6,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from engine import ids, payments, seats, settlement
+from engine import authorisations, ids, payments, reconciliation, seats, settlement
 from engine.reservations import Holding
 from engine.stores.connections import Stores
 from engine.stores.outbox import Divergence, Entry
@@ -35,7 +35,7 @@ async def second_hold(shop: Shop, *seat_nos: str, by: str = "bob") -> Any:
     """An authorised payment of another hold on seats that are taken already, as a failover can leave one."""
     sale, user_id = await shop.sale(), await shop.person(by)
     hold_id = ids.derive_in(shop.sale_id, "second", by, *seat_nos)
-    request = payments.Authorisation(
+    request = authorisations.Authorisation(
         payment_id=ids.derive("payment of", hold_id),
         fingerprint="",
         pay_deadline_ms=4_000_000_000_000,
@@ -55,7 +55,7 @@ async def second_hold(shop: Shop, *seat_nos: str, by: str = "bob") -> Any:
             prices=(PRICE,) * len(seat_nos),
         ),
     )
-    (payment,) = await payments.authorise(shop.stores.postgres, [request])
+    (payment,) = await authorisations.authorise(shop.stores.postgres, [request])
     assert isinstance(payment, payments.Payment)
     assert payment.status == "AUTHORISED"
     return request
@@ -183,7 +183,7 @@ async def test_of_two_holds_for_one_seat_the_first_stands_and_the_other_is_undon
 
 async def test_a_late_confirm_after_a_void_is_undone(shop: Shop) -> None:
     request = await shop.authorise(await shop.hold("A-1-1"))
-    await payments.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
+    await authorisations.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
     await settle(shop, sold(request, n=1))
     assert await shop.payment(request.payment_id) == "VOIDED"
     assert await shop.reservation(request.holding.reservation_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
@@ -265,15 +265,15 @@ async def test_a_payment_that_fails_and_one_that_succeeds_for_the_same_hold_in_o
     first = await shop.authorise(await shop.hold("A-1-1"))
     hold_id, sale = first.holding.reservation_id, await shop.sale()
     await seats.abandon(shop.stores.gate, sale, hold_id=hold_id, fence=first.holding.fence, payment_id=first.payment_id)
-    await payments.end(shop.stores.postgres, {first.payment_id: "VOIDED"})
-    second = payments.Authorisation(
+    await authorisations.end(shop.stores.postgres, {first.payment_id: "VOIDED"})
+    second = authorisations.Authorisation(
         payment_id=ids.random_id(), fingerprint="", pay_deadline_ms=first.pay_deadline_ms, holding=first.holding
     )
     paying = await seats.pay(
         shop.stores.gate, sale, hold_id=hold_id, buyer_id=first.holding.user_id, payment_id=second.payment_id
     )
     assert isinstance(paying, seats.Paying)
-    await payments.authorise(shop.stores.postgres, [second])
+    await authorisations.authorise(shop.stores.postgres, [second])
     assert isinstance(await shop.confirm(second), seats.Confirmed)
     await shop.drain()
     assert [await shop.payment(request.payment_id) for request in (first, second)] == ["VOIDED", "SUCCESS"]
@@ -367,7 +367,7 @@ async def test_a_doubt_resolved_as_bad_is_voided_and_its_seats_are_given_back(sh
     assert await settlement.resolve(postgres, sale, payment_id=request.payment_id, resolution="FAILED")
     assert await shop.payment(request.payment_id) == "VOIDED"
     assert await shop.reservation(request.holding.reservation_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
-    done = await payments.reconcile(shop.stores.gate, postgres, sale)
+    done = await reconciliation.reconcile(shop.stores.gate, postgres, sale)
     assert done.restored == 1
     assert await shop.states() == {}
     await shop.drain()

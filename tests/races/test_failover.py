@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine import payments, rebuild, seats, settlement
-from engine.payments import Authorisation
+from engine import authorisations, payments, rebuild, seats, settlement
+from engine.authorisations import Authorisation
 from engine.stores import outbox
 from engine.stores.connections import Stores, StoreUnavailable
 from engine.stores.keys import SaleKeys
@@ -242,7 +242,7 @@ class Crowd:
     async def _try(self, wish: list[str], by: str) -> None:
         hold_id = await self.shop.hold(*wish, by=by)
         request = await self.shop.begin_payment(hold_id)
-        (payment,) = await payments.authorise(self.shop.stores.postgres, [request])
+        (payment,) = await authorisations.authorise(self.shop.stores.postgres, [request])
         assert isinstance(payment, payments.Payment)
         assert payment.status == "AUTHORISED"
         self.requests.append(request)

@@ -8,11 +8,14 @@ from typing import Any
 import asyncpg
 import pytest
 
-from engine import ids, payments, rebuild, reservations, seats, settlement
-from engine.payments import Authorisation, Payment, Till, Waiters
+from engine import authorisations, ids, rebuild, reconciliation, reservations, seats, settlement
+from engine.authorisations import Authorisation
+from engine.payments import Payment
 from engine.reservations import Holding
 from engine.stores.connections import Stores
 from engine.stores.outbox import CHANNEL, Divergence, Entry, Reader
+from engine.till import Till
+from engine.waiters import Waiters
 from tests.shop import PRICE, Shop, open_shop
 
 
@@ -73,7 +76,7 @@ async def rival(shop: Shop, *seat_nos: str, by: str) -> Authorisation:
 
 
 async def authorised(shop: Shop, *requests: Authorisation) -> None:
-    for payment in await payments.authorise(shop.stores.postgres, requests):
+    for payment in await authorisations.authorise(shop.stores.postgres, requests):
         assert isinstance(payment, Payment)
         assert payment.status == "AUTHORISED", payment
 
@@ -93,7 +96,7 @@ async def test_control_a_bare_number_calls_a_voided_payment_paid(shop: Shop) -> 
     channel = shop.stores.listener.pubsub()
     await channel.subscribe(CHANNEL)
     request = await shop.buy("A-1-1")
-    await payments.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
+    await authorisations.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
     await shop.drain()
     async with asyncio.timeout(5):
         async for message in channel.listen():
@@ -110,7 +113,7 @@ async def test_a_number_wakes_and_the_row_answers(shop: Shop) -> None:
     async with waiters.listening():
         await listened(shop)
         request = await shop.buy("A-1-1")
-        await payments.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
+        await authorisations.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
         asked = asyncio.create_task(waiters.settled(await shop.sale(), request.payment_id, 1, within_s=30))
         await asyncio.sleep(0)
         await shop.drain()
@@ -142,7 +145,7 @@ async def test_control_one_statement_lets_a_poor_buyer_fail_everybody(shop: Shop
 
 async def test_a_poor_buyer_fails_alone(shop: Shop) -> None:
     requests = await crowd(shop)
-    answers = await payments.authorise(shop.stores.postgres, requests)
+    answers = await authorisations.authorise(shop.stores.postgres, requests)
     assert [answer.status for answer in answers if isinstance(answer, Payment)] == [
         "AUTHORISED",
         "AUTHORISED",
@@ -176,7 +179,7 @@ async def test_control_reading_before_writing_spends_funds_twice(shop: Shop) -> 
 async def test_funds_are_set_aside_once_however_many_processes_ask(shop: Shop) -> None:
     requests = [await shop.begin_payment(await shop.hold(f"A-1-{at}")) for at in range(1, 6)]
     await shop.stores.postgres.execute("UPDATE balances SET amount = $1", 3 * PRICE)
-    answers = await asyncio.gather(*[payments.authorise(shop.stores.postgres, [request]) for request in requests])
+    answers = await asyncio.gather(*[authorisations.authorise(shop.stores.postgres, [request]) for request in requests])
     statuses = [answer.status for (answer,) in answers if isinstance(answer, Payment)]
     assert sorted(statuses) == ["AUTHORISED"] * 3 + ["FAILED"] * 2
     assert await shop.set_aside("ann") == 3 * PRICE
@@ -215,7 +218,7 @@ async def test_batches_in_opposing_orders_never_deadlock(shop: Shop) -> None:
             for request in (requests if at % 2 else requests[::-1])
         ]
 
-    await asyncio.gather(*[payments.authorise(shop.stores.postgres, copies(at)) for at in range(24)])
+    await asyncio.gather(*[authorisations.authorise(shop.stores.postgres, copies(at)) for at in range(24)])
     assert await rows(shop, "SELECT count(*) FROM payments WHERE status = 'AUTHORISED'") == [(6,)]
     assert await rows(shop, "SELECT sum(set_aside)::bigint FROM balances") == [(6 * PRICE,)]
     # The server tells its statistics when a connection has nothing else to do, or is asked to.
@@ -304,7 +307,7 @@ async def test_held_confirmed_and_restored_in_one_batch_come_out_in_order(shop: 
     request = await rival(shop, "A-1-1", by="ann")
     await authorised(shop, request)
     if voided:
-        await payments.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
+        await authorisations.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
     async with shop.stores.postgres.acquire() as connection, connection.transaction():
         held = told("held", request, n=1)
         fields = {
@@ -375,7 +378,7 @@ async def test_control_an_upsert_revives_what_was_released(shop: Shop) -> None:
 async def test_a_delayed_copy_after_a_release_is_never_sold(shop: Shop) -> None:
     hold_id = await forgotten_release(shop)
     request = await hold_again(shop, hold_id)
-    (refused,) = await payments.authorise(shop.stores.postgres, [request])
+    (refused,) = await authorisations.authorise(shop.stores.postgres, [request])
     assert isinstance(refused, Payment)
     assert (refused.status, refused.reason) == ("FAILED", "hold_ended")
     await shop.drain()
@@ -389,7 +392,7 @@ async def test_a_delayed_copy_after_a_release_is_never_sold(shop: Shop) -> None:
 async def test_control_a_sale_that_asks_no_payment_is_given_away(shop: Shop) -> None:
     """The simpler rule: Redis says SOLD, so it is sold."""
     request = await shop.buy("A-1-1")
-    await payments.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
+    await authorisations.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
     await shop.stores.postgres.execute("UPDATE reservation_seats SET status = 'CLAIMED'")
     await shop.stores.postgres.execute("UPDATE reservations SET status = 'CONFIRMED', confirmed_at = now()")
     assert await rows(shop, "SELECT count(*) FROM payments WHERE status = 'SUCCESS'") == [(0,)]
@@ -397,11 +400,11 @@ async def test_control_a_sale_that_asks_no_payment_is_given_away(shop: Shop) -> 
 
 async def test_a_late_confirm_after_a_void_sells_nothing_and_frees_the_seat(shop: Shop) -> None:
     request = await shop.authorise(await shop.hold("A-1-1"))
-    await payments.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
+    await authorisations.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
     assert isinstance(await shop.confirm(request), seats.Confirmed)
     await shop.drain()
     assert await shop.reservation(request.holding.reservation_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
-    await payments.reconcile(shop.stores.gate, shop.stores.postgres, await shop.sale())
+    await reconciliation.reconcile(shop.stores.gate, shop.stores.postgres, await shop.sale())
     await shop.drain()
     assert await shop.states() == {}
     assert await rows(shop, "SELECT amount, set_aside FROM balances") == [(10_000_000, 0)]
@@ -414,10 +417,10 @@ async def test_a_void_and_the_sale_it_races_end_in_one_of_two_ways(shop: Shop, o
     request = await shop.buy("A-1-1")
     if order == "sale first":
         await shop.drain()
-    await payments.end(shop.stores.postgres, {request.payment_id: "VOIDED"}, copy_of=await shop.sale())
+    await authorisations.end(shop.stores.postgres, {request.payment_id: "VOIDED"}, copy_of=await shop.sale())
     await shop.drain()
     assert await shop.payment(request.payment_id) == ("SUCCESS" if order == "sale first" else "VOIDED")
-    await payments.reconcile(shop.stores.gate, shop.stores.postgres, await shop.sale())
+    await reconciliation.reconcile(shop.stores.gate, shop.stores.postgres, await shop.sale())
     await shop.drain()
     await shop.check()
 
@@ -470,7 +473,7 @@ async def test_after_a_failover_a_seat_sold_twice_belongs_to_the_first_and_nobod
     with pytest.raises(Divergence):
         await shop.drain()
     await shop.rebuild()
-    await payments.reconcile(shop.stores.gate, shop.stores.postgres, await shop.sale(), idle_s=0)
+    await reconciliation.reconcile(shop.stores.gate, shop.stores.postgres, await shop.sale(), idle_s=0)
     await shop.drain()
     assert await shop.payment(first.payment_id) == "SUCCESS"
     assert await shop.payment(second.payment_id) == "VOIDED"

@@ -1,0 +1,207 @@
+"""Authorisations: transaction A, in which funds are set aside for holds that are being paid.
+
+Many requests share a transaction, and each has an outcome of its own. What was set aside for nothing is given free
+again here too.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from engine import payments, reservations
+from engine.payments import Payment
+from engine.reservations import Holding
+from engine.sales import Sale
+from engine.seats import PaymentRunning
+from engine.stores import queries
+from engine.stores.connections import POSTGRES_AWAY, StoreUnavailable
+from engine.stores.queries import Connection
+
+logger = logging.getLogger(__name__)
+
+SQL = queries.load("payments")
+
+# Authorisations in one transaction.
+BATCH_MAX: Final = 128
+# A transaction costs hardly more for many than for one: under load they leave this far apart, alone they leave at once.
+PACE_S: Final = 0.01
+ATTEMPTS_MAX: Final = 10
+
+_CROSSED = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+_DATA = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+
+
+class OutcomeUnknown(StoreUnavailable):
+    """Funds were set aside, or were not: the answer to the commit was lost, twice. The same ids will tell."""
+
+
+class Authorisation(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to set funds aside for a hold that is PAYING."""
+
+    payment_id: str
+    fingerprint: str
+    holding: Holding
+    pay_deadline_ms: int
+
+
+class _Decided(msgspec.Struct, frozen=True):
+    status: str
+    reason: str | None = None
+    needed: int | None = None
+    available: int | None = None
+
+
+async def authorise(
+    postgres: asyncpg.Pool, requests: Sequence[Authorisation]
+) -> list[Payment | PaymentRunning | Exception]:
+    """Decide payments by balance, each with its own outcome, in one transaction; returns their rows in order.
+
+    Locks are taken in one order (balances, reservations, each by id) and the decisions are made in the order of the
+    requests, each seeing what those before it set aside: nobody fails because somebody else in the batch is poor. A
+    payment_id that has a row already is answered by it; a second payment of a reservation gets no row. Nothing that a
+    buyer can cause raises; what Postgres refuses all the same is answered by its error, alone.
+
+    Raises OutcomeUnknown, or StoreUnavailable when certainly nothing was written.
+    """
+    unknown = False
+    for attempt in range(1, ATTEMPTS_MAX + 1):
+        try:
+            return await _authorise_once(postgres, requests)
+        except _CROSSED as fault:
+            # Postgres ended one of two that crossed; the same ids again are safe.
+            if attempt == ATTEMPTS_MAX:
+                raise StoreUnavailable(f"authorisations were crossed {attempt} times: {fault}") from fault
+            await asyncio.sleep(0.005 * attempt)
+        except _DATA as fault:
+            if len(requests) == 1:
+                return [fault]
+            # One of them is what Postgres refuses: each alone, so that it harms nobody else.
+            logger.warning("an authorisation was refused by Postgres, each of %d alone: %s", len(requests), fault)
+            return [(await authorise(postgres, [request]))[0] for request in requests]
+        except (OutcomeUnknown, *POSTGRES_AWAY) as fault:
+            # The answer may be lost and the rows there: once more with the same ids, which then only reads them.
+            unknown = unknown or isinstance(fault, OutcomeUnknown)
+            if attempt > 1:
+                raise (OutcomeUnknown if unknown else StoreUnavailable)(f"Postgres is away: {fault!r}") from fault
+    raise AssertionError("the last attempt answers or raises")
+
+
+async def _authorise_once(
+    postgres: asyncpg.Pool, requests: Sequence[Authorisation]
+) -> list[Payment | PaymentRunning | Exception]:
+    async with postgres.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            running = await _authorise(connection, requests)
+        except BaseException:
+            if not connection.is_closed():
+                await transaction.rollback()
+            raise
+        try:
+            await transaction.commit()
+            # The outcomes are read from the rows: what is committed is what is answered.
+            rows = await payments.read(connection, [request.payment_id for request in requests])
+        except POSTGRES_AWAY as fault:
+            raise OutcomeUnknown(f"the answer to a commit was lost: {fault!r}") from fault
+    found: dict[str, Payment | PaymentRunning | Exception] = {**rows}
+    return [found.get(request.payment_id) or running[request.payment_id] for request in requests]
+
+
+async def _authorise(connection: Connection, requests: Sequence[Authorisation]) -> dict[str, PaymentRunning]:
+    """Write the rows of these requests; returns those that got none, each with the payment that stands before it."""
+    holdings = {request.holding.reservation_id: request.holding for request in requests}
+    users = sorted({holding.user_id for holding in holdings.values()})
+    free = dict.fromkeys(users, 0)
+    for balance in await SQL.lock_balances.fetch(connection, users):
+        free[balance["user_id"]] = balance["amount"] - balance["set_aside"]
+    # The journal may not have brought the rows yet. Same id, nothing twice.
+    await reservations.add(connection, list(holdings.values()))
+    rows = await reservations.lock(connection, list(holdings))
+    known = {
+        row["payment_id"]
+        for row in await SQL.find_payments.fetch(connection, [request.payment_id for request in requests])
+    }
+    live = {
+        row["reservation_id"]: row["payment_id"]
+        for row in await SQL.find_live_payments.fetch(connection, list(holdings))
+    }
+
+    decided: dict[str, tuple[Authorisation, _Decided]] = {}
+    running: dict[str, PaymentRunning] = {}
+    given_back: list[tuple[str, str]] = []
+    set_aside: dict[str, int] = {}
+    for request in requests:
+        holding = request.holding
+        if request.payment_id in known or request.payment_id in decided:
+            continue  # a copy: its row answers
+        row = rows[holding.reservation_id]
+        standing = set(row.seat_nos)
+        available = free[holding.user_id]
+        if row.status != "PENDING" or row.fence != holding.fence or not standing.issuperset(holding.seat_nos):
+            outcome = _Decided("FAILED", "hold_ended")
+        elif holding.reservation_id in live:
+            running[request.payment_id] = PaymentRunning(payment_id=live[holding.reservation_id])
+            continue
+        elif holding.amount > available:
+            outcome = _Decided("FAILED", "insufficient_balance", holding.amount, available)
+        else:
+            outcome = _Decided("AUTHORISED")
+            live[holding.reservation_id] = request.payment_id
+            free[holding.user_id] -= holding.amount
+            set_aside[holding.user_id] = set_aside.get(holding.user_id, 0) + holding.amount
+            # Seats given back whose journal entry is still on its way are not paid for.
+            given_back += [(holding.reservation_id, seat_no) for seat_no in standing.difference(holding.seat_nos)]
+        decided[request.payment_id] = (request, outcome)
+
+    await reservations.release(connection, given_back)
+    if decided:
+        await _add_payments(connection, list(decided.values()))
+    if set_aside:
+        await SQL.set_aside.execute(connection, list(set_aside), list(set_aside.values()))
+    return running
+
+
+async def _add_payments(connection: Connection, decided: Sequence[tuple[Authorisation, _Decided]]) -> None:
+    await SQL.add_payments.execute(
+        connection,
+        [request.payment_id for request, _ in decided],
+        [request.holding.sale_id for request, _ in decided],
+        [request.holding.reservation_id for request, _ in decided],
+        [request.holding.user_id for request, _ in decided],
+        [request.holding.epoch for request, _ in decided],
+        [request.holding.fence for request, _ in decided],
+        [request.fingerprint for request, _ in decided],
+        [outcome.status for _, outcome in decided],
+        [outcome.reason for _, outcome in decided],
+        [outcome.needed for _, outcome in decided],
+        [outcome.available for _, outcome in decided],
+        [request.holding.amount for request, _ in decided],
+        [request.pay_deadline_ms for request, _ in decided],
+    )
+
+
+async def end(postgres: asyncpg.Pool, endings: Mapping[str, str], *, copy_of: Sale | None = None) -> bool:
+    """End live payments, each as FAILED or VOIDED, and give their funds free; harmless to repeat.
+
+    Only for payments whose hold Redis has given up: `abandon` answered, or `confirm` did not know it. What is not known
+    counts only in the copy that is open now: with `copy_of` nothing is written, and the answer is False, unless that
+    sale is open in this very epoch until the transaction ends.
+    """
+    if not endings:
+        return True
+    async with postgres.acquire() as connection, connection.transaction():
+        if copy_of is not None and not await SQL.lock_copy.fetchval(connection, copy_of.sale_id, copy_of.epoch):
+            return False
+        await SQL.lock_balances_of_payments.fetch(connection, list(endings))
+        reasons = ["hold_ended"] * len(endings)
+        ended = await SQL.end_payments.fetch(connection, list(endings), list(endings.values()), reasons)
+        freed: dict[str, int] = {}
+        for row in ended:
+            freed[row["user_id"]] = freed.get(row["user_id"], 0) - row["balance_amount"]
+        await SQL.set_aside.execute(connection, list(freed), list(freed.values()))
+    return True

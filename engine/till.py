@@ -1,0 +1,199 @@
+"""The till: where a buyer pays, so that money is never taken for something that was lost.
+
+The hold goes to PAYING in Redis, funds are set aside in Postgres (`authorisations`), the hold is SOLD in Redis, and the
+outbox brings that fact to Postgres (`settlement`). The payment's row is the answer: a number that was published only
+says when to look.
+"""
+
+import logging
+from typing import Final
+
+import asyncpg
+
+from engine import authorisations, payments, seats
+from engine.authorisations import Authorisation, OutcomeUnknown
+from engine.payments import LIVE, Payment
+from engine.refusals import IdempotencyKeyReused, NotFound, SlowDown
+from engine.reservations import Holding, moment
+from engine.sales import Sale
+from engine.seats import HoldEnded, PaymentRunning
+from engine.stores import queries
+from engine.stores.coalesce import Coalescer
+from engine.stores.connections import POSTGRES_AWAY, StoreUnavailable
+from engine.stores.replies import SaleRebuilding, SaleUnknown, StaleEpoch
+from engine.stores.scripts import Gate, ScriptFault
+from engine.waiters import Waiters
+
+logger = logging.getLogger(__name__)
+
+SQL = queries.load("payments")
+RESERVATIONS = queries.load("reservations")
+
+ANSWER_WITHIN_S: Final = 2.0
+
+Unavailable = SaleUnknown | StaleEpoch | SaleRebuilding
+Answer = Payment | PaymentRunning | HoldEnded | NotFound | IdempotencyKeyReused | SlowDown | Unavailable
+
+
+class Till:
+    """Takes the payments of one process: concurrent authorisations share a transaction, concurrent waits a read."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        postgres: asyncpg.Pool,
+        waiters: Waiters,
+        *,
+        answer_within_s: float = ANSWER_WITHIN_S,
+    ) -> None:
+        self._gate = gate
+        self._postgres = postgres
+        self._waiters = waiters
+        self._answer_within_s = answer_within_s
+        self._authorise: Coalescer[Authorisation, Payment | PaymentRunning] = Coalescer(
+            lambda requests: authorisations.authorise(postgres, requests),
+            most=authorisations.BATCH_MAX,
+            in_flight_max=1,
+            pace_s=authorisations.PACE_S,
+        )
+
+    async def pay(self, sale: Sale, *, payment_id: str, reservation_id: str, user_id: str, fingerprint: str) -> Answer:
+        """Pay a hold by balance, and answer with the payment's row.
+
+        SUCCESS is said after the commit; a row still live after `answer_within_s` is answered as it stands and goes on
+        without the buyer. A payment_id always answers its row: a repeat acts no second time.
+        """
+        paying = await seats.pay(self._gate, sale, hold_id=reservation_id, buyer_id=user_id, payment_id=payment_id)
+        if not isinstance(paying, seats.Paying):
+            return await self._answer_without_paying(paying, sale, payment_id, reservation_id, user_id, fingerprint)
+        request = Authorisation(
+            payment_id=payment_id,
+            fingerprint=fingerprint,
+            holding=holding_of(sale, reservation_id, user_id, paying),
+            pay_deadline_ms=paying.pay_deadline_ms,
+        )
+        try:
+            payment = await self._authorise.submit(request)
+        except OutcomeUnknown as fault:
+            logger.warning("payment %s: %s", payment_id, fault)
+            return _unknown(sale, request)  # its row, if there is one, is the reconciler's to finish
+        if isinstance(payment, PaymentRunning):
+            await self._give_up(sale, reservation_id, paying.fence, payment_id)
+            return payment
+        if payment.fingerprint != fingerprint or payment.reservation_id != reservation_id:
+            return IdempotencyKeyReused()
+        if payment.status not in LIVE:
+            if payment.public_status == "FAILED":
+                await self._give_up(sale, reservation_id, payment.fence, payment_id)
+            return payment
+        return await self._confirm(sale, payment)
+
+    async def _confirm(self, sale: Sale, payment: Payment) -> Answer:
+        try:
+            confirmed = await seats.confirm(
+                self._gate, sale, hold_id=payment.reservation_id, fence=payment.fence, payment_id=payment.payment_id
+            )
+        except (StoreUnavailable, ScriptFault) as fault:
+            # Whether it is sold is not known: the funds stay set aside, and the reconciler asks again.
+            logger.warning("payment %s: confirm was not answered: %s", payment.payment_id, fault)
+            return payment
+        match confirmed:
+            case seats.Confirmed(n=n):
+                settled = await self._waiters.settled(sale, payment.payment_id, n, within_s=self._answer_within_s)
+                return settled or payment
+            case seats.HoldUnknown() | seats.PaymentMismatch():
+                # Redis lost the hold, or gave it up. The funds go back; nothing was sold.
+                try:
+                    await authorisations.end(self._postgres, {payment.payment_id: "VOIDED"}, copy_of=sale)
+                    return (await payments.read(self._postgres, [payment.payment_id])).get(payment.payment_id, payment)
+                except POSTGRES_AWAY as fault:
+                    logger.warning("payment %s: not voided yet: %r", payment.payment_id, fault)
+                    return payment
+            case _:
+                return payment
+
+    async def _give_up(self, sale: Sale, reservation_id: str, fence: int, payment_id: str) -> None:
+        try:
+            await seats.abandon(self._gate, sale, hold_id=reservation_id, fence=fence, payment_id=payment_id)
+        except (StoreUnavailable, ScriptFault) as fault:
+            # The payment is refused already; the reconciler frees the seats past the pay deadline.
+            logger.warning("payment %s: abandon was not answered: %s", payment_id, fault)
+
+    async def _answer_without_paying(
+        self,
+        paying: seats.PayingAnswer,
+        sale: Sale,
+        payment_id: str,
+        reservation_id: str,
+        user_id: str,
+        fingerprint: str,
+    ) -> Answer:
+        row = await SQL.find_payment.fetchrow(self._postgres, payment_id, user_id)
+        if row is not None:
+            payment = payments.from_row(row)
+            if payment.fingerprint != fingerprint or payment.reservation_id != reservation_id:
+                return IdempotencyKeyReused()
+            if payment.status not in LIVE:
+                return payment
+            if isinstance(paying, seats.HoldSold) and paying.payment_id == payment_id:
+                return await self._confirm(sale, payment)
+            return payment
+        match paying:
+            case seats.HoldSold():
+                return HoldEnded(reason="SOLD")
+            case seats.PaymentEnded():
+                return HoldEnded(reason="EXPIRED")
+            case NotFound():
+                # Redis forgets an ended hold after the repeat window; its row is kept.
+                reservation = await RESERVATIONS.find_reservation.fetchrow(self._postgres, reservation_id, user_id)
+                if reservation is not None:
+                    return HoldEnded(reason=reservation["reason"] or "SOLD")
+                return paying
+            case seats.Paying():
+                raise AssertionError("a hold that is PAYING goes on to be authorised")
+            case refusal:
+                return refusal
+
+
+def _unknown(sale: Sale, request: Authorisation) -> Payment:
+    """A payment whose row may be there or not: PENDING, as far as anybody knows."""
+    holding = request.holding
+    return Payment(
+        payment_id=request.payment_id,
+        sale_id=holding.sale_id,
+        reservation_id=holding.reservation_id,
+        user_id=holding.user_id,
+        fence=holding.fence,
+        fingerprint=request.fingerprint,
+        method="BALANCE",
+        status="PENDING",
+        reason=None,
+        needed=None,
+        available=None,
+        original_amount=holding.amount,
+        discount_amount=0,
+        final_amount=holding.amount,
+        refunded_amount=0,
+        created_at=moment(request.pay_deadline_ms - sale.pay_s * 1000),
+        paid_at=None,
+        version=1,
+    )
+
+
+def holding_of(sale: Sale, reservation_id: str, user_id: str, paying: seats.Paying) -> Holding:
+    """What transaction A needs to know of a hold that is PAYING."""
+    return Holding(
+        reservation_id=reservation_id,
+        sale_id=sale.sale_id,
+        schedule_id=str(sale.schedule_id),
+        user_id=user_id,
+        epoch=sale.epoch,
+        fence=paying.fence,
+        queue_no=paying.queue_no,
+        fingerprint=paying.fingerprint,
+        amount=paying.amount,
+        expires_at_ms=paying.expires_at_ms,
+        created_at_ms=paying.created_at_ms,
+        seat_nos=tuple([line.seat_no for line in paying.lines]),
+        prices=tuple([line.price for line in paying.lines]),
+    )
