@@ -413,11 +413,13 @@ async def _believe(postgres: asyncpg.Pool, heard: Sequence[Heard]) -> _Case:
             row["payment_id"]: row for row in await SQL.find_heard.fetch(postgres, [line.payment_id for line in chunk])
         }
         for line in chunk:
-            for seat_no in line.seats:
+            row = rows.get(line.payment_id or "")
+            # What was given back since may have been sold again.
+            for seat_no in set(line.seats).difference(row["given_back"] if row else ()):
                 owner = owners.setdefault((line.sale_id, seat_no), line.reservation_id)
                 if owner != line.reservation_id:
                     case.accuse(f"seat {seat_no} was confirmed to both {owner} and {line.reservation_id}")
-            if complaint := _disproof(line, rows.get(line.payment_id or "")):
+            if complaint := _disproof(line, row):
                 case.accuse(f"payment {line.payment_id} was heard as confirmed: {complaint}")
     return case
 
@@ -440,7 +442,7 @@ def _disproof(line: Heard, row: asyncpg.Record | None) -> str | None:
 
 
 async def _compare_charges(found: _Questions) -> _Case:
-    case = _Case("I3", await found.count("payments", "reservations"))
+    case = _Case("I3", await found.count("payments", "refunds", "reservations"))
     case.accuse_all(
         await found.ask("find_double_charges"),
         lambda row: f"reservation {row['reservation_id']} has the payments {', '.join(row['payment_ids'])}",
@@ -453,9 +455,33 @@ async def _compare_charges(found: _Questions) -> _Case:
     )
     case.accuse_all(
         await found.ask("find_uneven_captures"),
+        lambda row: f"payment {row['payment_id']} is {row['status']}: {row['captured']} captured, {row['used']} used",
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_cards"),
         lambda row: (
-            f"payment {row['payment_id']} is {row['status']}: {row['captured']} captured, {row['used']} used, "
-            f"{row['refunded_amount']} to refund, {row['refunded']} refunded"
+            f"payment {row['payment_id']} is {row['status']}: of {row['card_amount']} by card "
+            f"{row['captured_amount']} is taken; its capture is {row['capture']}, its void {row['void']}"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_card_charges"),
+        lambda row: f"charge {row['charge_id']} of {row['amount']} is {row['status']}, the history says {row['added']}",
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_refunds"),
+        lambda row: (
+            f"payment {row['payment_id']} is {row['status']}: of {row['collected']} collected "
+            f"{row['refunded_amount']} are to go back, its refunds are {row['refunds']}: "
+            f"{row['to_card']} went to a card that paid {row['captured_amount']}, "
+            f"{row['to_balance']} to the balance, whose history says {row['history']}"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_cancellations"),
+        lambda row: (
+            f"cancellation {row['cancellation_id']} of reservation {row['reservation_id']} promised "
+            f"{row['refund_amount']}, its refunds are {row['refunds']}, and {row['claims']} of its seats are claimed"
         ),
     )
     return case
@@ -470,6 +496,10 @@ async def _find_repeats(found: _Questions, heard: Sequence[Heard]) -> _Case:
     case.accuse_all(
         await found.ask("find_miscounted_tickets"),
         lambda row: f"reservation {row['reservation_id']} has {row['tickets']} tickets for seat {row['seat_no']}",
+    )
+    case.accuse_all(
+        await found.ask("find_tickets_without_a_seat"),
+        lambda row: f"ticket {row['ticket_no']} is {row['status']} for seat {row['seat_no']}, which was given back",
     )
     effects: dict[tuple[str, str, str], str] = {}
     for line in heard:
