@@ -57,8 +57,13 @@ class House:
     events: Events
     passes: PassDesk
     ticket_codes: tickets.Codes
-    gateway: Gateway | None = None
+    cards: Cards | None = None
     in_flight: int = 0
+
+    @property
+    def gateway(self) -> Gateway | None:
+        """Whoever authorises cards, where there is one."""
+        return self.cards.gateway if self.cards else None
 
     @property
     def postgres(self) -> asyncpg.Pool:
@@ -107,7 +112,7 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
             events=Events(book, maps, rooms, most=settings.listeners_max),
             passes=PassDesk(passes),
             ticket_codes=tickets.Codes(await tickets.find_key(postgres)),
-            gateway=gateway,
+            cards=cards,
         )
         await refresh_people(house)
         await house.book.refresh()

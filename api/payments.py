@@ -1,7 +1,9 @@
 """Payments: pay a reservation, see how payments stand."""
 
+import logging
 from typing import Annotated, Literal
 
+import asyncpg
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
@@ -14,14 +16,18 @@ from api.pages import Listed, Page, Place, moment_of, page_of, place_of
 from api.payment_methods import ASK_AGAIN_S, CARD_DEADLINE_S, Action, Card, ReturnUrl
 from api.problems import Refused, invalid
 from api.reservations import in_shard
-from engine import accounts, ids, payments, seats
+from engine import accounts, ids, payments, resolutions, seats
 from engine.cards import is_asked
 from engine.catalogue import PRICE_MAX
 from engine.payments import CardDeclined, InsufficientBalance, Payment
-from engine.refusals import IdempotencyKeyReused, NotFound, SlowDown
+from engine.refusals import Busy, IdempotencyKeyReused, NotFound, SlowDown
+from engine.resolutions import NotInDoubt, Resolution, StillInDoubt
 from engine.seats import HoldEnded, PaymentRunning
+from engine.stores.outbox import BadEntry, Divergence
 from engine.stores.replies import SaleRebuilding
 from engine.till import Tender
+
+logger = logging.getLogger(__name__)
 
 routes = Routes("Payments")
 
@@ -87,6 +93,13 @@ class OperatorsPayment(PaymentDocument, frozen=True, kw_only=True):
     state: str
 
 
+class NewResolution(Body, frozen=True, rename={"as_": "as"}):
+    """What became of a payment in doubt, and how its operator knows."""
+
+    as_: Literal["AUTHORISED", "FAILED"]
+    note: Annotated[str, Meta(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")]
+
+
 class InState(Page, frozen=True, kw_only=True):
     """Payments in which inner state."""
 
@@ -139,8 +152,15 @@ async def pay(request: Request, reservation_id: str, body: NewPayment) -> Answer
     document = _document(paid, request.house)
     if document.status == "PENDING":
         location = f"/v1/payments/{payment_id}"
-        return answer(document, 202, version=paid.version, location=location, retry_after_s=ASK_AGAIN_S)
-    return answer(document, 201, version=paid.version)
+        return answer(
+            document,
+            202,
+            version=paid.version,
+            location=location,
+            retry_after_s=ASK_AGAIN_S,
+            repeated=paid.repeated,
+        )
+    return answer(document, 201, version=paid.version, repeated=paid.repeated)
 
 
 @routes.add("GET", "/v1/payments/{payment_id}", {200: PaymentDocument}, caller=USER)
@@ -181,10 +201,7 @@ async def list_in_state(request: Request, query: InState) -> Answer:
         limit=query.limit + 1,
         **({"before": before} if before else {}),
     )
-    items = [
-        OperatorsPayment(**msgspec.structs.asdict(_document(payment, request.house)), state=payment.status)
-        for payment in found
-    ]
+    items = [_operators(payment, request.house) for payment in found]
     return answer(page_of(items, [place_of(payment.created_at, payment.payment_id) for payment in found], query))
 
 
@@ -195,6 +212,45 @@ async def _with_deadline(request: Request, payment: Payment, refusal: CardDeclin
     if isinstance(hold, seats.Hold) and hold.state == "HELD":
         return msgspec.structs.replace(refusal, expires_at_ms=hold.expires_at_ms)
     return refusal
+
+
+@routes.add(
+    "POST",
+    "/v1/admin/payments/{payment_id}/resolution",
+    {200: OperatorsPayment},
+    caller=operator(accounts.PAYMENTS),
+    keyed=True,
+    refusals=(NotInDoubt, StillInDoubt, IdempotencyKeyReused, Busy),
+    deadline_s=CARD_DEADLINE_S,
+)
+async def resolve(request: Request, payment_id: str, body: NewResolution) -> Answer:
+    """Decide a payment in doubt, for good.
+
+    AUTHORISED: what waits for it is done. FAILED: it is voided, its funds are free, and its seats are given back.
+    """
+    house = request.house
+    resolution = Resolution(
+        resolution_id=request.new_id(),
+        payment_id=payment_id,
+        word=body.as_,
+        note=body.note,
+        api_key_id=request.caller_id,
+    )
+    try:
+        resolved = await resolutions.resolve(house.postgres, house.book, house.cards, resolution)
+    except (Divergence, BadEntry, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as fault:
+        # What stood in the fact's way still does.
+        logger.warning("payment %s cannot be taken for authorised: %s", payment_id, fault)
+        raise Refused(StillInDoubt()) from fault
+    if not isinstance(resolved, tuple):
+        raise Refused(resolved)
+    payment, repeated = resolved
+    logger.info("payment %s was resolved as %s by key %s: %s", payment_id, body.as_, request.caller_id, body.note)
+    return answer(_operators(payment, house), version=payment.version, repeated=repeated)
+
+
+def _operators(payment: Payment, house: House) -> OperatorsPayment:
+    return OperatorsPayment(**msgspec.structs.asdict(_document(payment, house)), state=payment.status)
 
 
 def _fingerprint(tender: Tender) -> str:

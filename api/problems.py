@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from redis.exceptions import RedisError
 
 from api.clock import Time, rfc3339
-from engine import accounts, cancellations, payments, seats, tickets, waiting_room
+from engine import accounts, cancellations, payments, resolutions, seats, tickets, waiting_room
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SlowDown
 from engine.sales import StaleVersion
 from engine.stores.coalesce import Overdue
@@ -209,6 +209,8 @@ PROBLEMS: dict[type[Reply], Problem] = {
     seats.ExtensionSpent: Problem(409),
     seats.PaymentRunning: Problem(409),
     cancellations.CancellationClosed: Problem(409),
+    resolutions.NotInDoubt: Problem(409),
+    resolutions.StillInDoubt: Problem(409),
     tickets.AlreadyRedeemed: Problem(409, _redeemed),
     tickets.TicketCancelled: Problem(409),
     StaleVersion: Problem(412),

@@ -120,7 +120,7 @@ class Cards:
             logger.info("payment %s was authorised after its time", payment.payment_id)
         if ref:
             await SQL.keep_ref.execute(self._postgres, payment.payment_id, ref)
-        return await self._give_up(sale, payment)
+        return await self.give_up(sale, payment)
 
     # Asking -----------------------------------------------------------------------------------------------------------
 
@@ -165,9 +165,9 @@ class Cards:
     async def _decline(self, sale: Sale, payment: Payment, code: str, ref: str | None = None) -> Payment:
         # First the row learns why: whoever ends it, the worker perhaps, then says so.
         await SQL.keep_declined.execute(self._postgres, payment.payment_id, code, ref)
-        return await self._give_up(sale, payment)
+        return await self.give_up(sale, payment)
 
-    async def _give_up(self, sale: Sale, payment: Payment) -> Payment:
+    async def give_up(self, sale: Sale, payment: Payment) -> Payment:
         """Shut the door in Redis, then fail the row; a store that does not answer leaves it to the next who comes."""
         abandoned = await seats.abandon(
             self._gate, sale, hold_id=payment.reservation_id, fence=payment.fence, payment_id=payment.payment_id

@@ -69,6 +69,8 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     paid_at: datetime | None
     version: int
+    # Whether an earlier request with the same id began it; no column.
+    repeated: bool = False
 
     @property
     def public_status(self) -> str:
@@ -76,6 +78,9 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
         return {"AUTHORISED": "PENDING", "IN_DOUBT": "PENDING", "VOIDED": "FAILED", "UNCOLLECTED": "SUCCESS"}.get(
             self.status, self.status
         )
+
+
+_COLUMNS: Final = tuple(name for name in Payment.__struct_fields__ if name != "repeated")
 
 
 def refusal_of(payment: Payment) -> Refusal | None:
@@ -117,4 +122,4 @@ async def list_in_state(
 
 def from_row(row: asyncpg.Record | dict[str, Any]) -> Payment:
     """Make a payment of its row."""
-    return Payment(**{name: row[name] for name in Payment.__struct_fields__})
+    return Payment(**{name: row[name] for name in _COLUMNS})

@@ -103,9 +103,20 @@ class Till:
         """
         if tender.method != "BALANCE" and self._cards is None:
             raise ValueError("this till takes no cards")
+        answered, repeated = await self._pay(sale, payment_id, reservation_id, user_id, fingerprint, tender)
+        if repeated and isinstance(answered, Payment):
+            return msgspec.structs.replace(answered, repeated=True)
+        return answered
+
+    async def _pay(
+        self, sale: Sale, payment_id: str, reservation_id: str, user_id: str, fingerprint: str, tender: Tender
+    ) -> tuple[Answer, bool]:
+        """Pay; answers whether this id was seen before, too."""
         paying = await seats.pay(self._gate, sale, hold_id=reservation_id, buyer_id=user_id, payment_id=payment_id)
         if not isinstance(paying, seats.Paying):
-            return await self._answer_without_paying(paying, sale, payment_id, reservation_id, user_id, fingerprint)
+            answer = self._answer_without_paying(paying, sale, payment_id, reservation_id, user_id, fingerprint)
+            return await answer, True
+        repeated = paying.repeated == 1
         request = Authorisation(
             payment_id=payment_id,
             fingerprint=fingerprint,
@@ -120,17 +131,17 @@ class Till:
             payment = await self._authorise.submit(request)
         except OutcomeUnknown as fault:
             logger.warning("payment %s: %s", payment_id, fault)
-            return _unknown(sale, request)  # its row, if there is one, is the reconciler's to finish
+            return _unknown(sale, request), repeated  # its row, if there is one, is the reconciler's to finish
         if isinstance(payment, PaymentRunning):
             await self._give_up(sale, reservation_id, paying.fence, payment_id)
-            return payment
+            return payment, repeated
         if payment.fingerprint != fingerprint or payment.reservation_id != reservation_id:
-            return IdempotencyKeyReused()
+            return IdempotencyKeyReused(), repeated
         if payment.status not in LIVE:
             if payment.public_status == "FAILED":
                 await self._give_up(sale, reservation_id, payment.fence, payment_id)
-            return payment
-        return await self.go_on(sale, payment)
+            return payment, repeated
+        return await self.go_on(sale, payment), repeated
 
     async def go_on(self, sale: Sale, payment: Payment) -> Payment:
         """Bring a payment as far as it goes now: ask its gateway, where it has one, and confirm what is authorised."""

@@ -74,6 +74,18 @@ CREATE TABLE gateway_operations (
 CREATE INDEX gateway_operations_due ON gateway_operations (due_at) WHERE status = 'PENDING';
 CREATE UNIQUE INDEX gateway_operations_once ON gateway_operations (payment_id, kind) WHERE kind <> 'REFUND';
 
+-- An operator's word on a payment in doubt, and why.
+CREATE TABLE payment_resolutions (
+  resolution_id uuid PRIMARY KEY,
+  payment_id uuid NOT NULL REFERENCES payments,
+  resolution text NOT NULL CHECK (resolution IN ('AUTHORISED', 'FAILED')),
+  note text NOT NULL,
+  -- The operator's key.
+  api_key_id uuid NOT NULL REFERENCES api_keys,
+  created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX payment_resolutions_payment ON payment_resolutions (payment_id);
+
 -- What a gateway told us, each once: written by the transaction that applies it.
 CREATE TABLE webhook_events (
   event_id text PRIMARY KEY,

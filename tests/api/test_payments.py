@@ -60,6 +60,8 @@ async def test_a_payment_that_is_not_durable_yet_says_where_to_ask(
     assert problem(await people[1].get(pending.headers["location"])) == (404, "not_found")
     again = await people[0].post(f"{path}/payments", BALANCE, key="k")
     assert (again.status_code, again.json()["payment_id"]) == (201, pending.json()["payment_id"])
+    assert again.headers["idempotent-replayed"] == "true"
+    assert "idempotent-replayed" not in pending.headers
 
 
 async def test_fifty_identical_payments_at_once_take_the_money_once(

@@ -24,7 +24,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "authorise": (authorisations, "authorise"),
     "ask": (StripeGateway, "authorise"),
     "keep": (Cards, "_keep_authorised"),
-    "decline": (Cards, "_give_up"),
+    "decline": (Cards, "give_up"),
     "abandon": (seats, "abandon"),
     "end": (authorisations, "end"),
     "confirm": (seats, "confirm"),
