@@ -17,6 +17,7 @@ from litestar.handlers import HTTPRouteHandler
 
 from api import (
     accounts,
+    audit,
     balances,
     cancellations,
     catalogue,
@@ -56,6 +57,7 @@ DOMAINS: tuple[Routes, ...] = (
     tickets.routes,
     cancellations.routes,
     webhooks.routes,
+    audit.routes,
     health.routes,
 )
 """The domains in the order in which the document tells them."""

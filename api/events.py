@@ -183,6 +183,14 @@ class Events:
                 else:
                     listener.give_up()
 
+    async def close(self) -> None:
+        """End every stream, and wait until nobody looks any more."""
+        self.end()
+        pollers = list(self._pollers.values())
+        for poller in pollers:
+            poller.cancel()
+        await asyncio.gather(*pollers, return_exceptions=True)
+
     async def open(self, sale: Sale, known: int | None) -> Stream:
         """Open the events of a sale to somebody who knows this version of its map.
 

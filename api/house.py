@@ -91,6 +91,7 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
         stack.callback(passwords.close)
         book = SaleBook(postgres)
         maps = Maps(stores.gate)
+        stack.push_async_callback(maps.close)
         rooms = Rooms(stores.gate, book, postgres)
         passes = Passes(await find_pass_keys(postgres))
         waiters = await stack.enter_async_context(Waiters(postgres, stores.listener).listening())
@@ -116,7 +117,7 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
         )
         await refresh_people(house)
         await house.book.refresh()
-        stack.callback(house.events.end)
+        stack.push_async_callback(house.events.close)
         await stack.enter_async_context(
             _running(
                 _every(REFRESH_S, partial(refresh_people, house)),

@@ -24,6 +24,7 @@ from cli import auditing, gatewaying, processes
 from cli.auditing import HISTORY
 from cli.processes import Child, ProcessFault
 from cli.up import GATEWAY, VERBS, address_of, stop_as_by_ctrl_c
+from engine.audit import Report
 from engine.installation import prepare_database
 from engine.settings import Settings
 from engine.stores import embedded, queries
@@ -280,7 +281,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-async def _audit(settings: Settings, history_path: Path) -> audit.Report:
+async def _audit(settings: Settings, history_path: Path) -> Report:
     redis = open_redis(str(settings.redis_url))
     postgres = await open_postgres(str(settings.postgres_url), connections_max=4)
     try:

@@ -29,7 +29,7 @@ SQL = queries.load("payments")
 # Authorisations in one transaction.
 BATCH_MAX: Final = 128
 # A transaction costs hardly more for many than for one: under load they leave this far apart, alone they leave at once.
-PACE_S: Final = 0.01
+PACE_S: Final = 0.025
 ATTEMPTS_MAX: Final = 10
 
 _CROSSED = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)

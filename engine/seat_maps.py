@@ -154,6 +154,11 @@ class Maps:
         watched = self._watched.get(sale.sale_id)
         return watched.changes(since) if watched is not None else None
 
+    async def close(self) -> None:
+        """Wait for what is still being read, though nobody asks for it any more."""
+        reading = [watched.reading for watched in self._watched.values() if watched.reading is not None]
+        await asyncio.gather(*reading, return_exceptions=True)
+
     async def _refresh(self, sale: Sale, watched: _Watched) -> SeatMap | Unavailable:
         clock = asyncio.get_running_loop().time
         began = clock()

@@ -21,7 +21,7 @@ from engine.stores.outbox import CHANNEL
 logger = logging.getLogger(__name__)
 
 # Rows are read this far apart at most.
-PACE_S: Final = 0.005
+PACE_S: Final = 0.01
 # A waiter looks at its row after this long without a word from the publisher.
 SILENCE_S: Final = 0.25
 # One timer for all who wait: it finds those that have heard nothing for too long, and those whose time is up.

@@ -12,9 +12,10 @@ import pytest
 from redis.asyncio import Redis
 
 from engine import cancellations
+from engine.audit import Report, describe
 from engine.stores.connections import Stores
 from engine.stores.keys import SaleKeys
-from loadtests.audit import Report, audit, describe
+from loadtests.audit import audit
 from loadtests.history import Heard, History
 from tests.shop import open_shop
 
