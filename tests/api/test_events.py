@@ -237,29 +237,26 @@ async def test_who_does_not_read_is_given_up_and_holds_nobody_up(
             await deaf.next("nothing")
 
 
-def test_who_is_too_far_behind_is_told_to_fetch_the_map() -> None:
-    async def listen() -> None:
-        channel = Channel("5a" * 16, 10**9)
-        listener = Listener(channel.next_no, channel.version)
-        for version in range(10**9 + 1, 10**9 + 3):
-            channel.publish(Frame(b"%d\n" % version, version))
-        assert channel.take(listener) == b"1000000001\n1000000002\n"
-        assert channel.take(listener) == b""
-        for version in range(10**9 + 3, 10**9 + 3 + events.FRAMES_KEPT_MAX + 1):
-            channel.publish(Frame(b"%d\n" % version, version))
-        newest = channel.version
-        assert channel.take(listener) == (b'id: 1-%d\nevent: reset\ndata: {"map_version":%d}\n\n' % (newest, newest))
-        assert channel.take(listener) == b""
-        # Many bytes are too far behind, too; and who knows more than was told is not told it again.
-        for _ in range(3):
-            channel.publish(Frame(b"x" * events.BYTES_KEPT_MAX))
-        assert channel.take(listener).startswith(b"id: 1-")
-        ahead = Listener(channel.next_no, newest + 2)
-        for version in range(newest + 1, newest + 4):
-            channel.publish(Frame(b"%d\n" % version, version))
-        assert channel.take(ahead) == b"%d\n" % (newest + 3)
-
-    asyncio.run(listen())
+async def test_who_is_too_far_behind_is_told_to_fetch_the_map() -> None:
+    channel = Channel("5a" * 16, 10**9)
+    listener = Listener(channel.next_no, channel.version)
+    for version in range(10**9 + 1, 10**9 + 3):
+        channel.publish(Frame(b"%d\n" % version, version))
+    assert channel.take(listener) == b"1000000001\n1000000002\n"
+    assert channel.take(listener) == b""
+    for version in range(10**9 + 3, 10**9 + 3 + events.FRAMES_KEPT_MAX + 1):
+        channel.publish(Frame(b"%d\n" % version, version))
+    newest = channel.version
+    assert channel.take(listener) == (b'id: 1-%d\nevent: reset\ndata: {"map_version":%d}\n\n' % (newest, newest))
+    assert channel.take(listener) == b""
+    # Many bytes are too far behind, too; and who knows more than was told is not told it again.
+    for _ in range(3):
+        channel.publish(Frame(b"x" * events.BYTES_KEPT_MAX))
+    assert channel.take(listener).startswith(b"id: 1-")
+    ahead = Listener(channel.next_no, newest + 2)
+    for version in range(newest + 1, newest + 4):
+        channel.publish(Frame(b"%d\n" % version, version))
+    assert channel.take(ahead) == b"%d\n" % (newest + 3)
 
 
 # What ends it ---------------------------------------------------------------------------------------------------------
