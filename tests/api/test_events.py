@@ -5,16 +5,19 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import httpx
+import msgspec
 import pytest
 
 from api import events
+from api.app import create_app
 from api.events import Channel, Frame, Listener
 from api.face import Face
-from api.house import House
+from api.house import House, open_house
 from engine.settings import Settings
 from engine.stores.connections import Stores
-from tests.api.calling import Person, Show, problem
+from tests.api.calling import ADMIN_KEY, Person, Show, problem, put_on
 from tests.api.listening import Ear, Event, listening, serving, until
+from tests.api.proxy import before
 from tests.api.test_server import running
 
 
@@ -268,6 +271,31 @@ async def test_a_sale_that_is_not_there_tells_nothing(http: httpx.AsyncClient, s
     await house.stores.redis.flushall()
     assert problem(await http.get(path_of(show))) == (503, "sale_rebuilding")
     assert house.events._channels == {}
+
+
+async def test_the_streams_outlive_a_store_that_was_away(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "TRIES_AGAIN_AFTER_S", 0.05)
+    async with (
+        before(str(settings.redis_url)) as (redis, redis_url),
+        open_house(msgspec.structs.replace(settings, redis_url=redis_url)) as house,
+    ):
+        app = create_app(settings)
+        app.house = house
+        transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]  # both are ASGI, typed by different names
+        async with (
+            serving(app) as port,
+            httpx.AsyncClient(transport=transport, base_url="http://lastseat.test") as http,
+        ):
+            operator = Person(http, "", ADMIN_KEY)
+            made = (await operator.post("/v1/admin/accounts", {"count": 1})).json()["items"][0]
+            show = await put_on(operator)
+            async with listening(port, show.sale_id) as ear:
+                await ear.next("reset")
+                redis.cut()
+                assert problem(await http.get(path_of(show))) == (503, "busy")
+                redis.restore()
+                await show.reserve(Person(http, made["user_id"], made["access_token"]), "A-1-1")
+                await hear_change(ear, "A-1-1")
 
 
 async def test_browsers_of_the_shop_may_listen(people: list[Person], show: Show, port: int) -> None:
