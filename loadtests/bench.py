@@ -8,7 +8,7 @@ from typing import Any
 
 import uvloop
 
-from loadtests import bench_engine, bench_http, bench_imports
+from loadtests import bench_engine, bench_http, bench_imports, bench_maps
 from loadtests.results import Row, print_table, write
 
 Part = Callable[[], Coroutine[Any, Any, tuple[list[Row], list[str]]]]
@@ -36,6 +36,7 @@ PARTS: dict[str, Part] = {
     "journeys": bench_http.whole_journeys,
     "cards": bench_http.card_journeys,
     "imports": _imports,
+    "maps": bench_maps.maps,
     "persist": _persist,
     "line": _line,
 }
