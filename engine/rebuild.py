@@ -376,6 +376,7 @@ def _hold_values(row: Row) -> tuple[Argument, ...]:
         ",".join(row["seat_nos"] or ()),
         ",".join(map(str, row["prices"] or ())),
         ",".join(row["ended_payment_ids"]),
+        "",
     )
 
 
