@@ -109,10 +109,10 @@ if short then
 end
 
 local view = open_view(ranges, allowed, access, early, accessible)
-local stage, unit_no, kept = string.match(from, "^(%d)|(%d+)|(.*)$")
+local stage, unit_no, kept = string.match(from == "" and "1|0|" or from, "^(%d)|(%d+)|(.*)$")
 local pick, at, free
-if not stage or stage == "1" then
-  pick, at = pick_adjacent(view, quantity, tonumber(unit_no or 0), kept or "")
+if stage == "1" or stage == "2" then
+  pick, at = pick_adjacent(view, quantity, tonumber(stage), tonumber(unit_no), kept)
   unit_no, kept = 0, ""
 end
 if not pick and not at then

@@ -122,6 +122,10 @@ local function is_free(free, at)
   return at >= 1 and string.find(free, "^[FA]", at) ~= nil
 end
 
+local function is_alone(free, at)
+  return is_free(free, at) and not is_free(free, at - 1) and not is_free(free, at + 1)
+end
+
 -- Seats left alone by taking those from `first` to `last`: free ones with nobody's free seat beside them.
 local function orphans_of(free, first, last)
   local left = is_free(free, first - 1) and not is_free(free, first - 2)
@@ -184,30 +188,29 @@ local function try(view, unit_no, quantity)
     return nil
   end
   local from, orphans = fit(unit, quantity, view.accessible)
-  return from and { seat_nos = adjacent(unit, from, quantity), level = 1, groups = 1, orphans = orphans }
+  return from and { seat_nos = adjacent(unit, from, quantity), groups = 1, orphans = orphans }
 end
 
--- Adjacent seats, looking on from a unit: the pick, or where to look on, or neither. `second` is the first unit in which
--- they fit and leave somebody alone: it serves when in no other they fit better.
-local function pick_adjacent(view, quantity, unit_no, second)
+-- Adjacent seats, looking on from a unit: the pick, or where to look on, or neither. In the first pass (`level` 1) they
+-- must leave nobody alone, and `second` is the first unit in which they fit and do; the next pass begins there.
+local function pick_adjacent(view, quantity, level, unit_no, second)
   unit_no = next_unit(view, unit_no, quantity)
   while unit_no do
     if is_tired(view) then
-      return nil, "1|" .. unit_no .. "|" .. second
+      return nil, level .. "|" .. unit_no .. "|" .. second
     end
     local pick = try(view, unit_no, quantity)
-    if pick and pick.orphans == 0 then
+    if pick and (pick.orphans == 0 or level == 2) then
+      pick.level = pick.orphans == 0 and 1 or 2
       return pick
     end
     second = pick and second == "" and text(unit_no) or second
     unit_no = next_unit(view, unit_no + 1, quantity)
   end
-  local pick = second ~= "" and try(view, second, quantity)
-  if pick then
-    pick.level = pick.orphans > 0 and 2 or 1
-    return pick
+  if level == 1 and second ~= "" then
+    return pick_adjacent(view, quantity, 2, tonumber(second), "")
   end
-  return nil, second ~= "" and "1|0|" or nil -- somebody was faster
+  return nil, nil
 end
 
 -- How many seats of a unit this wish may have, and how many of them are accessible.
@@ -262,9 +265,11 @@ local function take_from(rows, quantity, accessible)
   end
   for _, row in ipairs(rows) do
     for _, unit in ipairs(row.units) do
+      for at in string.gmatch(unit.free, "()[FA]") do
+        orphans = orphans + (is_alone(unit.left, at) and not is_alone(unit.free, at) and 1 or 0)
+      end
       for first, last in string.gmatch(unit.left, "()X+()") do
         groups = groups + 1
-        orphans = orphans + orphans_of(unit.left, first, last - 1)
         for at = first, last - 1 do
           seat_nos[#seat_nos + 1] = seat_at(unit, at)
         end
