@@ -1,8 +1,10 @@
 """What is sent back: a status, headers and ready bytes, encoded once."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
+from litestar.types import Receive, Send
 
 from api import problems
 from engine.stores.replies import Reply
@@ -27,6 +29,16 @@ class Answer:
     status: int = 200
     headers: tuple[Header, ...] | list[Header] = ()
     media_type: bytes = JSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream(Answer):
+    """What a handler answers that goes on: `flow` sends all that follows the headers, until either side ends it.
+
+    Only where the operation has no deadline.
+    """
+
+    flow: Callable[[Receive, Send], Awaitable[None]]
 
 
 def answer(

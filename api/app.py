@@ -4,7 +4,9 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
+from types import FrameType
 from typing import Any
 
 from litestar import Litestar, Request, Response, asgi
@@ -15,9 +17,12 @@ from litestar.handlers import HTTPRouteHandler
 
 from api import (
     accounts,
+    audit,
     balances,
+    cancellations,
     catalogue,
     docs,
+    events,
     health,
     openapi,
     payments,
@@ -25,11 +30,13 @@ from api import (
     reservations,
     sales,
     seats,
+    tickets,
     waiting_room,
+    webhooks,
 )
 from api.answers import refuse
 from api.face import Face
-from api.house import open_house
+from api.house import House, open_house
 from api.operations import Operation, Routes
 from engine.settings import Settings
 
@@ -43,9 +50,14 @@ DOMAINS: tuple[Routes, ...] = (
     sales.routes,
     catalogue.routes,
     seats.routes,
+    events.routes,
     waiting_room.routes,
     reservations.routes,
     payments.routes,
+    tickets.routes,
+    cancellations.routes,
+    webhooks.routes,
+    audit.routes,
     health.routes,
 )
 """The domains in the order in which the document tells them."""
@@ -70,7 +82,7 @@ def create_app(settings: Settings, more: Sequence[Routes] = (), handlers: Sequen
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         async with open_house(settings) as face.house:
             # The loop stops once more between this start and serving; signals that a server has put off wait that long.
-            asyncio.get_running_loop().call_later(0.2, signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPS)
+            asyncio.get_running_loop().call_later(0.2, _hear_stops, face.house)
             yield
 
     face.framework = Litestar(
@@ -83,6 +95,23 @@ def create_app(settings: Settings, more: Sequence[Routes] = (), handlers: Sequen
         logging_config=None,
     )
     return face
+
+
+def _hear_stops(house: House) -> None:
+    """Let the signals through that ask for a stop, and end the streams of events when one comes.
+
+    A server finishes the answers under way before it says that it stops, and a stream is never finished by itself.
+    """
+    loop = asyncio.get_running_loop()
+
+    def stop(known: Any, number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(house.events.end)
+        if callable(known):
+            known(number, frame)
+
+    for number in STOPS:
+        signal.signal(number, partial(stop, signal.getsignal(number)))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def _unserved(_request: Request[Any, Any, Any], fault: HTTPException) -> Response[bytes]:

@@ -17,7 +17,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from api import bodies, metrics, problems
-from api.answers import Answer, refuse
+from api.answers import Answer, Stream, refuse
 from api.operations import Operation, Request
 from api.problems import FAULTS, Refused
 from engine.refusals import NotFound
@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 # Requests of one process under way at once; one more would only wait behind them.
 IN_FLIGHT_MAX = 2048
 
+# How exactly a deadline is kept.
+TICK_S = 0.1
+
 BUSY = refuse(problems.BUSY, 0)
 
 
@@ -43,6 +46,7 @@ class Face:
     def __init__(self, operations: Sequence[Operation], *, shared: bool = False) -> None:
         # Browsers of other origins are let in by the framework.
         self._shared = shared
+        self._deadlines = _Deadlines()
         # A node knows its children by segment, the place of an id by None, and the methods that end there by "".
         self._root: dict[str | None, Any] = {}
         for operation in operations:
@@ -103,6 +107,11 @@ class Face:
             return
         if operation.deadline_s is None:
             given = await self._run(operation, presented, scope, receive)
+            if isinstance(given, Stream):
+                # Counted when it begins: how long it lives is up to whoever listens.
+                metrics.observe(operation.method, operation.path, given.status, perf_counter() - began)
+                await _stream(given, receive, send)
+                return
             await _send(given, send)
         else:
             given = await self._run_in_time(operation, operation.deadline_s, presented, scope, receive, send)
@@ -117,7 +126,7 @@ class Face:
         receive: Receive,
         send: Send,
     ) -> Answer:
-        deadline = _Deadline(seconds, send)
+        deadline = self._deadlines.begin(seconds, send)
         given = BUSY
         try:
             given = await self._run(operation, presented, scope, receive)
@@ -125,7 +134,7 @@ class Face:
             if deadline.answering is None:
                 raise
         finally:
-            deadline.stop()
+            self._deadlines.end(deadline)
         if deadline.answering is None:
             await _send(given, send)
             return given
@@ -165,22 +174,63 @@ class _Deadline:
     The answer does not wait for the request to hear of it: a driver whose server hangs may take long to give up.
     """
 
-    def __init__(self, seconds: float, send: Send) -> None:
+    __slots__ = ("_send", "_task", "answering", "passes_at")
+
+    def __init__(self, passes_at: float, send: Send) -> None:
+        self.passes_at = passes_at
         self._send = send
         self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._pass)
         self.answering: asyncio.Task[None] | None = None
 
-    def _pass(self) -> None:
+    def pass_(self) -> None:
+        """Answer, and give the request up."""
         self.answering = asyncio.create_task(_send(BUSY, self._send))
         if self._task is not None:
             self._task.cancel()
 
-    def stop(self) -> None:
+    def end(self) -> None:
         """The request has ended by itself, or has heard that it was given up."""
-        self._timer.cancel()
         if self.answering is not None and self._task is not None:
             self._task.uncancel()
+
+
+class _Deadlines:
+    """The deadlines of the requests under way: one timer for all costs less than one a request."""
+
+    def __init__(self) -> None:
+        self._running: set[_Deadline] = set()
+        self._ticking = False
+
+    def begin(self, seconds: float, send: Send) -> _Deadline:
+        """Begin the deadline of the request that runs."""
+        loop = asyncio.get_running_loop()
+        deadline = _Deadline(loop.time() + seconds, send)
+        self._running.add(deadline)
+        if not self._ticking:
+            self._ticking = True
+            loop.call_later(TICK_S, self._tick)
+        return deadline
+
+    def end(self, deadline: _Deadline) -> None:
+        """End the deadline of a request that has ended."""
+        self._running.discard(deadline)
+        deadline.end()
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for deadline in [each for each in self._running if each.passes_at <= now]:
+            self._running.discard(deadline)
+            deadline.pass_()
+        self._ticking = bool(self._running)
+        if self._ticking:
+            loop.call_later(TICK_S, self._tick)
+
+
+async def _stream(given: Stream, receive: Receive, send: Send) -> None:
+    headers = [(b"content-type", given.media_type), *given.headers]
+    await send({"type": "http.response.start", "status": given.status, "headers": headers})
+    await given.flow(receive, send)
 
 
 async def _send(given: Answer, send: Send) -> None:

@@ -1,7 +1,6 @@
 """What the handlers of one process share, opened once when it starts."""
 
 import asyncio
-import hmac
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -12,19 +11,25 @@ from functools import partial
 import asyncpg
 
 from api.clock import Clock
+from api.events import Events
 from api.problems import FAULTS
 from api.seats import SeatMaps
 from api.waiting_room import PassDesk
-from engine import accounts, installation
+from engine import accounts, installation, tickets
 from engine.accounts import TOKEN_LIFETIME_S, Passwords, UserTokens
+from engine.cards import Cards
+from engine.catalogue import Offerings
+from engine.gateway import Gateway
+from engine.rooms import REFRESH_EVERY_S, Rooms
 from engine.sales import SaleBook
+from engine.seat_maps import Maps
 from engine.settings import Settings
 from engine.stores.connections import Stores, open_stores
 from engine.stores.scripts import Gate
+from engine.stripe_gateway import open_gateway
 from engine.till import Till
 from engine.tokens import Passes, QueueTokens, find_pass_keys
 from engine.waiters import Waiters
-from engine.waiting_room import REFRESH_EVERY_S, Rooms
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +47,23 @@ class House:
     currency: str
     clock: Clock
     book: SaleBook
+    offerings: Offerings
     user_tokens: UserTokens
     passwords: Passwords
     seat_maps: SeatMaps
     queue_tokens: QueueTokens
     till: Till
     rooms: Rooms
+    events: Events
     passes: PassDesk
-    ticket_key: bytes
+    ticket_codes: tickets.Codes
+    cards: Cards | None = None
     in_flight: int = 0
+
+    @property
+    def gateway(self) -> Gateway | None:
+        """Whoever authorises cards, where there is one."""
+        return self.cards.gateway if self.cards else None
 
     @property
     def postgres(self) -> asyncpg.Pool:
@@ -77,25 +90,34 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
         )
         stack.callback(passwords.close)
         book = SaleBook(postgres)
+        maps = Maps(stores.gate)
+        stack.push_async_callback(maps.close)
+        rooms = Rooms(stores.gate, book, postgres)
         passes = Passes(await find_pass_keys(postgres))
         waiters = await stack.enter_async_context(Waiters(postgres, stores.listener).listening())
+        gateway = await stack.enter_async_context(open_gateway(settings))
+        cards = Cards(stores.gate, postgres, gateway, currency=shared.currency) if gateway else None
         house = House(
             settings=settings,
             stores=stores,
             currency=shared.currency,
             clock=Clock(await postgres.fetchval("SELECT now()")),
             book=book,
+            offerings=Offerings(postgres),
             user_tokens=UserTokens(shared.secret),
             passwords=passwords,
-            seat_maps=SeatMaps(stores),
+            seat_maps=SeatMaps(maps, postgres),
             queue_tokens=QueueTokens(shared.secret),
-            till=Till(stores.gate, postgres, waiters),
-            rooms=Rooms(stores.gate, book, postgres),
+            till=Till(stores.gate, postgres, waiters, cards=cards),
+            rooms=rooms,
+            events=Events(book, maps, rooms, most=settings.listeners_max),
             passes=PassDesk(passes),
-            ticket_key=hmac.digest(shared.secret.encode(), b"ticket codes", "sha256"),
+            ticket_codes=tickets.Codes(await tickets.find_key(postgres)),
+            cards=cards,
         )
         await refresh_people(house)
         await house.book.refresh()
+        stack.push_async_callback(house.events.close)
         await stack.enter_async_context(
             _running(
                 _every(REFRESH_S, partial(refresh_people, house)),

@@ -19,6 +19,7 @@ REF = "#/components/schemas/{name}"
 PROBLEM_JSON = "application/problem+json"
 
 SAYS = {
+    "Content-Encoding": "`gzip` where the answer is compressed.",
     "Cache-Control": "How long a cache may tell this to others.",
     "ETag": "The version of the record.",
     "Idempotent-Replayed": "`true` where an earlier request with this key took effect.",
@@ -82,7 +83,9 @@ def refusals_of(operation: Operation) -> list[type[Reply]]:
     if "query" in operation.takes or operation.reads or "visitor" in operation.caller.schemes:
         kinds.append(problems.InvalidRequest)
     if "body" in operation.takes:
-        kinds += [problems.InvalidRequest, problems.MediaType, problems.BodyTooLarge]
+        kinds += [problems.InvalidRequest, problems.BodyTooLarge]
+    if operation.media_types:
+        kinds.append(problems.MediaType)
     return list(dict.fromkeys(kinds))
 
 
@@ -110,6 +113,8 @@ def _operation(operation: Operation, schema_of: dict[int, Any]) -> dict[str, Any
         if CSV in operation.media_types:
             content[CSV] = {"schema": {"type": "string"}}
         described["requestBody"] = {"required": operation.body_required, "content": content}
+    if operation.takes_raw:
+        described["requestBody"] = {"required": True, "content": {JSON: {"schema": {"type": "object"}}}}
     return described
 
 

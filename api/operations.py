@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 BODY_MAX = 64 * 1024
 IMPORT_MAX = 16 * 1024 * 1024
+WEBHOOK_MAX = 1024 * 1024
 # A request that takes longer is answered `busy`; its repeat finds what it may have done by the same ids.
 DEADLINE_S = 10.0
 IMPORT_DEADLINE_S = 60.0
@@ -41,6 +42,7 @@ CSV = "text/csv"
 
 _KEY = re.compile(rb"[\x21-\x7e]{1,128}")
 _ID = re.compile(r"[0-9a-f]{32}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _IN_PATH = re.compile(r"{(\w+)}")
 _VERSION = re.compile(rb'(?:W/)?"(\d{1,18})"')
 
@@ -62,6 +64,10 @@ class Empty(Body, frozen=True):
 
 class Table(bytes):
     """A body in text/csv, as it came."""
+
+
+class Raw(bytes):
+    """A body as it came, of whatever type: its signature is over these very bytes."""
 
 
 class Request:
@@ -119,6 +125,9 @@ class Header:
     required: bool = False
 
 
+KNOWN = Header("If-None-Match", "The ETag of the answer one has.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operation:
     """One method of one path."""
@@ -154,6 +163,11 @@ class Operation:
         return tuple(_IN_PATH.findall(self.path))
 
     @cached_property
+    def _shapes(self) -> list[re.Pattern[str]]:
+        """What each id in the path must look like; whatever else stands there is the id of nothing."""
+        return [_NUMBER if name.endswith("_no") else _ID for name in self.ids]
+
+    @cached_property
     def body(self) -> Any:
         """The type of the body, without Table; None where no JSON is read."""
         return self._bodies[0]
@@ -173,8 +187,13 @@ class Operation:
     def _bodies(self) -> tuple[Any, bool]:
         body = self.takes.get("body")
         kinds = getattr(body, "__args__", (body,)) if body else ()
-        read = [kind for kind in kinds if kind is not Table]
+        read = [kind for kind in kinds if kind not in (Table, Raw)]
         return (read[0] if read else None), Table in kinds
+
+    @property
+    def takes_raw(self) -> bool:
+        """Whether the handler reads the body itself."""
+        return self.takes.get("body") is Raw
 
     @cached_property
     def decoder(self) -> "msgspec.json.Decoder[Any]":
@@ -184,8 +203,8 @@ class Operation:
     async def run(self, request: Request, presented: Sequence[str], receive: Receive) -> Answer:
         """Answer one request; raises Refused, and whatever the stores raise."""
         request.caller_id = await self.caller.find(request)
-        for text in presented:
-            if not _ID.fullmatch(text):
+        for shape, text in zip(self._shapes, presented, strict=True):
+            if not shape.fullmatch(text):
                 raise Refused(NotFound())
         arguments: dict[str, Any] = dict(zip(self.ids, presented, strict=True))
         if self.keyed:
@@ -198,6 +217,8 @@ class Operation:
 
     async def _read_body(self, request: Request, receive: Receive) -> Any:
         content = await bodies.read_content(request.headers, receive, self.body_max)
+        if self.takes_raw:
+            return Raw(content)
         if not content and not self.body_required:
             return Empty()
         sent_as = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")

@@ -1,7 +1,9 @@
 """Payments: pay a reservation, see how payments stand."""
 
+import logging
 from typing import Annotated, Literal
 
+import asyncpg
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
@@ -11,25 +13,56 @@ from api.clock import Time, rfc3339
 from api.house import House
 from api.operations import Body, Request, Routes
 from api.pages import Listed, Page, Place, moment_of, page_of, place_of
+from api.payment_methods import ASK_AGAIN_S, CARD_DEADLINE_S, Action, Card, ReturnUrl
 from api.problems import Refused, invalid
 from api.reservations import in_shard
-from engine import accounts, ids, payments
-from engine.payments import InsufficientBalance, Payment
-from engine.refusals import IdempotencyKeyReused, NotFound, SlowDown
+from engine import accounts, ids, payments, resolutions, seats
+from engine.cards import is_asked
+from engine.catalogue import PRICE_MAX
+from engine.payments import CardDeclined, InsufficientBalance, Payment
+from engine.refusals import Busy, IdempotencyKeyReused, NotFound, SlowDown
+from engine.resolutions import NotInDoubt, Resolution, StillInDoubt
 from engine.seats import HoldEnded, PaymentRunning
+from engine.stores.outbox import BadEntry, Divergence
 from engine.stores.replies import SaleRebuilding
+from engine.till import Tender
+
+logger = logging.getLogger(__name__)
 
 routes = Routes("Payments")
 
 STATUS = {"enum": ["PENDING", "SUCCESS", "FAILED", "PARTIALLY_REFUNDED", "REFUNDED"]}
-# How long a client may wait before it asks how a payment went that was not durable in time.
-ASK_AGAIN_S = 1
 
 
 class NewPayment(Body, frozen=True):
-    """How to pay; BALANCE is the method there is."""
+    """How to pay: from the balance, by card, or split, with `balance_amount` from the balance and the rest by card."""
 
-    method: Annotated[str, Meta(max_length=20, extra_json_schema={"enum": ["BALANCE"]})]
+    method: Literal["BALANCE", "CARD", "SPLIT"]
+    balance_amount: Annotated[int, Meta(ge=1, le=PRICE_MAX)] | UnsetType = UNSET
+    card: Card | UnsetType = UNSET
+    return_url: ReturnUrl | UnsetType = UNSET
+
+    def tender(self) -> Tender:
+        """What the till is told; raises Refused for a method without what it needs, or with what it does not."""
+        for name, methods in (("card", ("CARD", "SPLIT")), ("balance_amount", ("SPLIT",))):
+            if (getattr(self, name) is not UNSET) != (self.method in methods):
+                verb = "Expected it" if self.method in methods else "Expected nothing"
+                raise invalid(name, f"{verb} with the method {self.method}")
+        if self.return_url is not UNSET and self.card is UNSET:
+            raise invalid("return_url", f"Expected nothing with the method {self.method}")
+        return Tender(
+            method=self.method,
+            balance_amount=self.balance_amount or 0,
+            payment_method_id=self.card.payment_method_id if self.card else None,
+            return_url=self.return_url or None,
+        )
+
+
+class Parts(Document, frozen=True):
+    """The two legs of a split payment."""
+
+    balance: int
+    card: int
 
 
 class PaymentDocument(Document, frozen=True, kw_only=True):
@@ -45,9 +78,11 @@ class PaymentDocument(Document, frozen=True, kw_only=True):
     discount_amount: int
     final_amount: int
     refunded_amount: int
+    parts: Parts | UnsetType = UNSET
     currency: str
     created_at: Time
     paid_at: Time | UnsetType = UNSET
+    action: Action | UnsetType = UNSET
     version: int
     server_time: Time
 
@@ -56,6 +91,13 @@ class OperatorsPayment(PaymentDocument, frozen=True, kw_only=True):
     """A payment with its inner state."""
 
     state: str
+
+
+class NewResolution(Body, frozen=True, rename={"as_": "as"}):
+    """What became of a payment in doubt, and how its operator knows."""
+
+    as_: Literal["AUTHORISED", "FAILED"]
+    note: Annotated[str, Meta(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")]
 
 
 class InState(Page, frozen=True, kw_only=True):
@@ -71,12 +113,22 @@ class InState(Page, frozen=True, kw_only=True):
     caller=USER,
     keyed=True,
     sends=("Location", "Retry-After"),
-    refusals=(InsufficientBalance, HoldEnded, PaymentRunning, IdempotencyKeyReused, SlowDown, SaleRebuilding),
+    refusals=(
+        InsufficientBalance,
+        CardDeclined,
+        HoldEnded,
+        PaymentRunning,
+        IdempotencyKeyReused,
+        SlowDown,
+        SaleRebuilding,
+    ),
+    deadline_s=CARD_DEADLINE_S,
 )
 async def pay(request: Request, reservation_id: str, body: NewPayment) -> Answer:
     """Pay for the seats: 201 once it is durable, 202 with its address while that is not known."""
-    if body.method != "BALANCE":
-        raise invalid("method", "Expected BALANCE: no other method is available here")
+    tender = body.tender()
+    if body.method != "BALANCE" and request.house.gateway is None:
+        raise invalid("method", "Expected BALANCE: this installation has no card gateway")
     payment_id = request.new_id()
     paid = await in_shard(
         request,
@@ -86,19 +138,29 @@ async def pay(request: Request, reservation_id: str, body: NewPayment) -> Answer
             payment_id=payment_id,
             reservation_id=reservation_id,
             user_id=request.caller_id,
-            fingerprint=ids.fingerprint(body.method),
+            fingerprint=_fingerprint(tender),
+            tender=tender,
         ),
     )
     if not isinstance(paid, Payment):
         raise Refused(paid)
     refusal = payments.refusal_of(paid)
+    if isinstance(refusal, CardDeclined):
+        raise Refused(await _with_deadline(request, paid, refusal))
     if refusal is not None:
         raise Refused(refusal)
     document = _document(paid, request.house)
     if document.status == "PENDING":
         location = f"/v1/payments/{payment_id}"
-        return answer(document, 202, version=paid.version, location=location, retry_after_s=ASK_AGAIN_S)
-    return answer(document, 201, version=paid.version)
+        return answer(
+            document,
+            202,
+            version=paid.version,
+            location=location,
+            retry_after_s=ASK_AGAIN_S,
+            repeated=paid.repeated,
+        )
+    return answer(document, 201, version=paid.version, repeated=paid.repeated)
 
 
 @routes.add("GET", "/v1/payments/{payment_id}", {200: PaymentDocument}, caller=USER)
@@ -107,6 +169,11 @@ async def find(request: Request, payment_id: str) -> Answer:
     payment = await payments.find(request.house.postgres, payment_id, request.caller_id)
     if payment is None:
         raise Refused(NotFound())
+    if is_asked(payment):
+        # The buyer may have come back from their bank just now: the gateway knows.
+        sale = await request.house.book.find(payment.sale_id)
+        if sale is not None:
+            payment = await request.house.till.go_on(sale, payment)
     return answer(_document(payment, request.house), version=payment.version)
 
 
@@ -134,11 +201,63 @@ async def list_in_state(request: Request, query: InState) -> Answer:
         limit=query.limit + 1,
         **({"before": before} if before else {}),
     )
-    items = [
-        OperatorsPayment(**msgspec.structs.asdict(_document(payment, request.house)), state=payment.status)
-        for payment in found
-    ]
+    items = [_operators(payment, request.house) for payment in found]
     return answer(page_of(items, [place_of(payment.created_at, payment.payment_id) for payment in found], query))
+
+
+async def _with_deadline(request: Request, payment: Payment, refusal: CardDeclined) -> CardDeclined:
+    """Say until when the buyer may try another card, while the hold stands."""
+    sale = await request.house.book.find(payment.sale_id)
+    hold = await seats.find(request.house.gate, sale, hold_id=payment.reservation_id) if sale else None
+    if isinstance(hold, seats.Hold) and hold.state == "HELD":
+        return msgspec.structs.replace(refusal, expires_at_ms=hold.expires_at_ms)
+    return refusal
+
+
+@routes.add(
+    "POST",
+    "/v1/admin/payments/{payment_id}/resolution",
+    {200: OperatorsPayment},
+    caller=operator(accounts.PAYMENTS),
+    keyed=True,
+    refusals=(NotInDoubt, StillInDoubt, IdempotencyKeyReused, Busy),
+    deadline_s=CARD_DEADLINE_S,
+)
+async def resolve(request: Request, payment_id: str, body: NewResolution) -> Answer:
+    """Decide a payment in doubt, for good.
+
+    AUTHORISED: what waits for it is done. FAILED: it is voided, its funds are free, and its seats are given back.
+    """
+    house = request.house
+    resolution = Resolution(
+        resolution_id=request.new_id(),
+        payment_id=payment_id,
+        word=body.as_,
+        note=body.note,
+        api_key_id=request.caller_id,
+    )
+    try:
+        resolved = await resolutions.resolve(house.postgres, house.book, house.cards, resolution)
+    except (Divergence, BadEntry, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as fault:
+        # What stood in the fact's way still does.
+        logger.warning("payment %s cannot be taken for authorised: %s", payment_id, fault)
+        raise Refused(StillInDoubt()) from fault
+    if not isinstance(resolved, tuple):
+        raise Refused(resolved)
+    payment, repeated = resolved
+    logger.info("payment %s was resolved as %s by key %s: %s", payment_id, body.as_, request.caller_id, body.note)
+    return answer(_operators(payment, house), version=payment.version, repeated=repeated)
+
+
+def _operators(payment: Payment, house: House) -> OperatorsPayment:
+    return OperatorsPayment(**msgspec.structs.asdict(_document(payment, house)), state=payment.status)
+
+
+def _fingerprint(tender: Tender) -> str:
+    """What a payment's key asked for: a repeat that asks for anything else is told so."""
+    return ids.fingerprint(
+        tender.method, str(tender.balance_amount), tender.payment_method_id or "", tender.return_url or ""
+    )
 
 
 def _document(payment: Payment, house: House) -> PaymentDocument:
@@ -153,9 +272,11 @@ def _document(payment: Payment, house: House) -> PaymentDocument:
         discount_amount=payment.discount_amount,
         final_amount=payment.final_amount,
         refunded_amount=payment.refunded_amount,
+        parts=Parts(payment.balance_amount, payment.card_amount) if payment.method == "SPLIT" else UNSET,
         currency=house.currency,
         created_at=rfc3339(payment.created_at),
         paid_at=rfc3339(payment.paid_at) if payment.paid_at else UNSET,
+        action=Action("REDIRECT", payment.action_url) if payment.action_url else UNSET,
         version=payment.version,
         server_time=rfc3339(house.clock.now_ms),
     )

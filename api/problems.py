@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from redis.exceptions import RedisError
 
 from api.clock import Time, rfc3339
-from engine import accounts, payments, seats, waiting_room
+from engine import accounts, cancellations, payments, resolutions, seats, tickets, waiting_room
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SlowDown
 from engine.sales import StaleVersion
 from engine.stores.coalesce import Overdue
@@ -106,10 +106,6 @@ class NotAdmitted(Refusal, frozen=True):
     queue_url: str
 
 
-class CancellationClosed(Refusal, frozen=True):
-    """This cannot be cancelled."""
-
-
 class InternalError(Refusal, frozen=True):
     """Something is broken here, and it was logged."""
 
@@ -192,8 +188,31 @@ def _shortages(refusal: seats.SoldOut) -> Shortages:
     return Shortages(refusal.lines)
 
 
+class Decline(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The payment, its gateway's word for why, and until when another may be tried."""
+
+    payment_id: str
+    decline_code: str
+    expires_at: Time | UnsetType = UNSET
+
+
+def _declined(refusal: payments.CardDeclined) -> Decline:
+    expires_at_ms = refusal.expires_at_ms
+    return Decline(refusal.payment_id, refusal.decline_code, rfc3339(expires_at_ms) if expires_at_ms else UNSET)
+
+
 def _opening(refusal: seats.SaleNotOpen) -> Opening:
     return Opening(rfc3339(refusal.opens_at_ms))
+
+
+class Entrance(msgspec.Struct, frozen=True):
+    """When the ticket opened the door."""
+
+    at: Time
+
+
+def _redeemed(refusal: tickets.AlreadyRedeemed) -> Entrance:
+    return Entrance(rfc3339(refusal.at))
 
 
 PROBLEMS: dict[type[Reply], Problem] = {
@@ -201,6 +220,7 @@ PROBLEMS: dict[type[Reply], Problem] = {
     KeyRequired: Problem(400),
     NotSignedIn: Problem(401),
     payments.InsufficientBalance: Problem(402),
+    payments.CardDeclined: Problem(402, _declined),
     ScopeMissing: Problem(403),
     NotAdmitted: Problem(403),
     NotFound: Problem(404),
@@ -217,7 +237,11 @@ PROBLEMS: dict[type[Reply], Problem] = {
     seats.HoldEnded: Problem(409),
     seats.ExtensionSpent: Problem(409),
     seats.PaymentRunning: Problem(409),
-    CancellationClosed: Problem(409),
+    cancellations.CancellationClosed: Problem(409),
+    resolutions.NotInDoubt: Problem(409),
+    resolutions.StillInDoubt: Problem(409),
+    tickets.AlreadyRedeemed: Problem(409, _redeemed),
+    tickets.TicketCancelled: Problem(409),
     StaleVersion: Problem(412),
     BodyTooLarge: Problem(413),
     MediaType: Problem(415),
@@ -245,7 +269,7 @@ def document_of(refusal: Reply) -> dict[str, Any]:
         "type": type_of(kind),
         "title": title_of(problem.known_as or kind),
         "status": problem.status,
-        **{name: getattr(fields, name) for name in fields.__struct_fields__},
+        **{name: value for name, value in msgspec.structs.asdict(fields).items() if value is not UNSET},
     }
 
 

@@ -1,7 +1,5 @@
 """Reservations: hold seats, keep them longer, give them back, see what became of them."""
 
-import base64
-import hmac
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Literal, TypeVar
 
@@ -12,12 +10,13 @@ from api.answers import Answer, Document, answer
 from api.callers import USER
 from api.clock import Time, rfc3339
 from api.operations import Body, Empty, Request, Routes
-from api.pages import Listed, Number, Page, Place, moment_of, page_of, place_of
-from api.problems import CancellationClosed, Refused
+from api.pages import Listed, Page, Place, moment_of, page_of, place_of
+from api.problems import Refused
 from api.waiting_room import QUEUE_TOKEN, place_in_line
-from engine import ids, reservations, seats
+from engine import cancellations, ids, reservations, seats
+from engine.cancellations import Cancellation, CancellationClosed
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SlowDown
-from engine.reservations import Reservation, Ticket
+from engine.reservations import Reservation
 from engine.sales import Sale
 from engine.seats import (
     SEATS_MAX,
@@ -101,17 +100,6 @@ class ReservationDocument(Document, frozen=True, kw_only=True):
     payment: RunningPayment | UnsetType = UNSET
     version: int
     server_time: Time
-
-
-class TicketDocument(Document, frozen=True):
-    """A ticket; the door reads `code`."""
-
-    ticket_no: str
-    reservation_id: str
-    schedule_id: str
-    seat_no: str
-    code: str
-    status: Annotated[str, Meta(extra_json_schema={"enum": ["VALID", "REDEEMED", "CANCELLED"]})]
 
 
 # Hold -----------------------------------------------------------------------------------------------------------------
@@ -238,7 +226,7 @@ async def release(request: Request, reservation_id: str, body: Releases) -> Answ
     refusals=(PaymentRunning, CancellationClosed, SaleRebuilding),
 )
 async def give_up(request: Request, reservation_id: str) -> Answer:
-    """Give all seats back; harmless to repeat."""
+    """Give all seats back; what is confirmed is refunded by the sale's policy. Harmless to repeat."""
     release_id = ids.derive(request.caller_id, request.method, request.path)
     released = await _release(request, reservation_id, release_id, ())
     if isinstance(released, seats.Released):
@@ -247,7 +235,18 @@ async def give_up(request: Request, reservation_id: str) -> Answer:
         # Redis forgets and Postgres does not: the row says whether it was bought, given up, or never there.
         found = await _find(request, reservation_id)
         if found.status == "CONFIRMED":
-            raise Refused(CancellationClosed())
+            house = request.house
+            cancelled = await cancellations.cancel(
+                house.gate,
+                house.postgres,
+                house.book,
+                cancellation_id=release_id,
+                reservation_id=reservation_id,
+                user_id=request.caller_id,
+            )
+            if not isinstance(cancelled, Cancellation) and cancelled != CancellationClosed(reason="ENDED"):
+                raise Refused(cancelled)
+            return await _answer(request, reservation_id)
         if found.status == "CANCELLED":
             return answer(_document(found, request.house.currency), version=found.version)
         released = PaymentRunning(payment_id=found.payment_id or "")
@@ -316,20 +315,6 @@ async def list_mine(request: Request, query: Page) -> Answer:
     return answer(page_of([_document(reservation, request.house.currency) for reservation in found], places, query))
 
 
-@routes.add("GET", "/v1/tickets", {200: Listed[TicketDocument]}, caller=USER)
-async def list_tickets(request: Request, query: Page) -> Answer:
-    """My tickets, the newest first."""
-    before = query.after(Number)
-    found = await reservations.list_tickets(
-        request.house.postgres,
-        request.caller_id,
-        limit=query.limit + 1,
-        **({} if before is None else {"before": before}),
-    )
-    items = [_ticket(ticket, code_of(request.house.ticket_key, ticket.ticket_no)) for ticket in found]
-    return answer(page_of(items, [ticket.ticket_no for ticket in found], query))
-
-
 async def _find(request: Request, reservation_id: str) -> Reservation:
     house = request.house
     found = await reservations.find(
@@ -376,20 +361,4 @@ def _document(found: Reservation, currency: str) -> ReservationDocument:
         payment=RunningPayment(payment_id=found.payment_id) if found.payment_id else UNSET,
         version=found.version,
         server_time=rfc3339(found.server_time),
-    )
-
-
-def code_of(key: bytes, ticket_no: int) -> str:
-    """What the door reads: 80 bits that only this installation can have made of the number."""
-    return base64.b32encode(hmac.digest(key, b"%d" % ticket_no, "sha256")[:10]).decode()
-
-
-def _ticket(ticket: Ticket, code: str) -> TicketDocument:
-    return TicketDocument(
-        ticket_no=str(ticket.ticket_no),
-        reservation_id=ticket.reservation_id,
-        schedule_id=ticket.schedule_id,
-        seat_no=ticket.seat_no,
-        code=code,
-        status=ticket.status,
     )

@@ -7,11 +7,11 @@ from msgspec import UNSET, Meta, UnsetType
 from api.answers import Answer, Document, answer
 from api.callers import operator
 from api.clock import Time, in_ms, rfc3339
-from api.operations import Body, Empty, Request, Routes, changes_of
+from api.operations import Body, Empty, Header, Request, Routes, changes_of
 from api.problems import BUSY, Refused
 from engine import accounts, rebuild, sales
 from engine.refusals import Busy, NotFound
-from engine.sales import Sale
+from engine.sales import Sale, StaleVersion
 from engine.stores.replies import SaleRebuilding
 
 routes = Routes("Sales")
@@ -58,6 +58,7 @@ class RoomDocument(Document, frozen=True):
     session_s: int
     recall_s: int
     draining_no: int | None
+    version: int
 
 
 @routes.add("GET", "/v1/sales/{sale_id}", {200: SaleDocument})
@@ -90,30 +91,54 @@ def _state(sale: Sale, now_ms: int) -> Literal["upcoming", "open", "closed", "re
     "/v1/admin/sales/{sale_id}/queue",
     {200: RoomDocument},
     caller=operator(accounts.SALES),
-    refusals=(SaleRebuilding,),
+    refusals=(SaleRebuilding, StaleVersion),
+    reads=(Header("If-Match", "Where given: edit only the version of the room that has this ETag."),),
 )
 async def edit_room(request: Request, sale_id: str, body: EditedRoom) -> Answer:
-    """Open, pause, drain or close the waiting room, or set its caps and times."""
+    """Open, pause, drain or close the waiting room, or set its caps and times.
+
+    Without `If-Match` whatever stands is edited: whoever must pause a room at once has no time to read it first.
+    """
     changes = changes_of(body)
+    version = request.if_match() if b"if-match" in request.headers else None
     if "state" in changes:
         changes["room"] = changes.pop("state")
     house = request.house
-    edited = await sales.configure(house.stores, house.book, sale_id=sale_id, changes=changes)
+    edited = await sales.configure(house.stores, house.book, sale_id=sale_id, changes=changes, version=version)
     if edited is None:
         raise Refused(NotFound())
     if not isinstance(edited, Sale):
         raise Refused(edited)
+    return _room(edited)
+
+
+@routes.add(
+    "GET",
+    "/v1/admin/sales/{sale_id}/queue",
+    {200: RoomDocument},
+    caller=operator(accounts.SALES),
+)
+async def find_room(request: Request, sale_id: str) -> Answer:
+    """How the waiting room is set."""
+    sale = await request.house.book.read(sale_id)
+    if sale is None:
+        raise Refused(NotFound())
+    return _room(sale)
+
+
+def _room(sale: Sale) -> Answer:
     document = RoomDocument(
-        sale_id=edited.sale_id,
-        state=edited.room,
-        active_max=edited.active_max,
-        admitted_per_minute_max=edited.admitted_per_minute_max,
-        entry_s=edited.entry_s,
-        session_s=edited.session_s,
-        recall_s=edited.recall_s,
-        draining_no=edited.draining_no,
+        sale_id=sale.sale_id,
+        state=sale.room,
+        active_max=sale.active_max,
+        admitted_per_minute_max=sale.admitted_per_minute_max,
+        entry_s=sale.entry_s,
+        session_s=sale.session_s,
+        recall_s=sale.recall_s,
+        draining_no=sale.draining_no,
+        version=sale.version,
     )
-    return answer(document)
+    return answer(document, version=sale.version)
 
 
 class Rebuilt(Document, frozen=True):

@@ -7,6 +7,7 @@ wrong with each, up to a bound, rather than the first.
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -15,9 +16,8 @@ from msgspec import Meta
 from api.bodies import misfit_of
 from api.operations import Body, Table
 from api.problems import InvalidRequest, Misfit, Refused
-from engine.catalogue import Seat
+from engine.catalogue import PRICE_MAX, SEATS_MAX, Seat
 
-SEATS_MAX = 200_000
 MISFITS_MAX = 100
 
 COLUMNS = ("section", "row", "number", "category", "price", "accessible", "blocked")
@@ -32,6 +32,8 @@ Part = Annotated[
         description="Without - | , = and without a space at either end.",
     ),
 ]
+Category = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Price = Annotated[int, Meta(ge=0, le=PRICE_MAX)]
 
 
 class NewSeat(Body, frozen=True):
@@ -40,8 +42,8 @@ class NewSeat(Body, frozen=True):
     section: Part
     row: Part
     number: Annotated[int, Meta(ge=1, le=999_999)]
-    category: Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
-    price: Annotated[int, Meta(ge=0, le=10**12)]
+    category: Category
+    price: Price
     accessible: bool = False
     blocked: bool = False
 
@@ -52,17 +54,46 @@ class NewSeat(Body, frozen=True):
 
     def seat(self) -> Seat:
         """The seat, as the engine knows it."""
-        return Seat(**{field: getattr(self, field) for field in COLUMNS})
+        return Seat(
+            section=self.section,
+            row=self.row,
+            number=self.number,
+            category=self.category,
+            price=self.price,
+            accessible=self.accessible,
+            blocked=self.blocked,
+        )
 
 
-def seats_of(listed: Sequence[NewSeat]) -> list[Seat]:
+CELLS = {field.name: field.type for field in msgspec.structs.fields(NewSeat)}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Seats in the order they were listed, and the line of each where they came as a table."""
+
+    seats: Sequence[Seat]
+    lines: Sequence[int] | None = None
+
+    def where(self, index: int) -> str:
+        """The place of a seat, in words."""
+        return f"seats[{index}]" if self.lines is None else f"line {self.lines[index]}"
+
+    def misfit(self, index: int, message: str) -> Misfit:
+        """Something wrong with a seat."""
+        if self.lines is None:
+            return Misfit(f"seats[{index}]", message)
+        return _misfit(self.lines[index], "number", message)
+
+
+def read_json(new: Sequence[NewSeat]) -> Listed:
     """The seats of a JSON body; raises Refused if one is listed twice."""
-    seats = [new.seat() for new in listed]
-    _refuse([Misfit(f"seats[{index}]", f"{seats[index].seat_no} is listed twice") for index in _repeated(seats)])
-    return seats
+    listed = Listed([each.seat() for each in new])
+    refuse(list(_repeated(listed)))
+    return listed
 
 
-def read_csv(table: Table) -> list[Seat]:
+def read_csv(table: Table) -> Listed:
     """The seats of a table; raises Refused with the line and the column of each thing wrong with it."""
     try:
         text = table.decode("utf-8-sig")
@@ -75,7 +106,7 @@ def read_csv(table: Table) -> list[Seat]:
     wrong: list[Misfit] = []
     try:
         columns = [name.strip() for name in next(rows, [])]
-        _refuse(_misnamed(columns))
+        refuse(_misnamed(columns))
         for row in rows:
             if not row:
                 continue
@@ -89,20 +120,31 @@ def read_csv(table: Table) -> list[Seat]:
                     seats.append(msgspec.convert(given, NewSeat, strict=False).seat())
                     lines.append(rows.line_num)
                 except msgspec.ValidationError as fault:
-                    wrong.append(_misfit(rows.line_num, *misfit_of(str(fault))))
+                    wrong += _misfits_in(given, rows.line_num) or [_misfit(rows.line_num, *misfit_of(str(fault)))]
             if len(wrong) >= MISFITS_MAX or len(seats) > SEATS_MAX:
                 break
     except csv.Error as fault:
         wrong.append(_misfit(rows.line_num, "", f"No CSV: {fault}"))
-    if len(seats) > SEATS_MAX:
-        wrong.append(_misfit(lines[-1], "", f"Expected at most {SEATS_MAX} seats"))
-    if not seats and not wrong:
-        wrong.append(_misfit(1, "", "Expected at least one seat"))
-    repeated = [
-        _misfit(lines[index], "number", f"{seats[index].seat_no} is listed twice") for index in _repeated(seats)
-    ]
-    _refuse([*wrong, *repeated])
-    return seats
+    listed = Listed(seats, lines)
+    refuse([*wrong, *_repeated(listed)])
+    return listed
+
+
+def refuse(wrong: Sequence[Misfit]) -> None:
+    """Raise Refused with these, if there are any."""
+    if wrong:
+        raise Refused(InvalidRequest(errors=list(wrong[:MISFITS_MAX])))
+
+
+def _misfits_in(cells: dict[str, str], line: int) -> list[Misfit]:
+    """Everything wrong with the cells of a line, each by itself: msgspec stops at the first."""
+    wrong = []
+    for name, cell in cells.items():
+        try:
+            msgspec.convert(cell, CELLS[name], strict=False)
+        except msgspec.ValidationError as fault:
+            wrong.append(_misfit(line, name, misfit_of(str(fault))[1]))
+    return wrong
 
 
 def _misnamed(columns: Sequence[str]) -> list[Misfit]:
@@ -112,19 +154,14 @@ def _misnamed(columns: Sequence[str]) -> list[Misfit]:
     return wrong
 
 
-def _repeated(seats: Sequence[Seat]) -> Iterator[int]:
-    """The places of seats that were listed before."""
-    seen: set[str] = set()
-    for index, seat in enumerate(seats):
-        if seat.seat_no in seen:
-            yield index
-        seen.add(seat.seat_no)
+def _repeated(listed: Listed) -> Iterator[Misfit]:
+    """A misfit for each seat that was listed before."""
+    first: dict[str, int] = {}
+    for index, seat in enumerate(listed.seats):
+        before = first.setdefault(seat.seat_no, index)
+        if before != index:
+            yield listed.misfit(index, f"{seat.seat_no} is listed twice, first as {listed.where(before)}")
 
 
 def _misfit(line: int, column: str, message: str) -> Misfit:
     return Misfit(f"line {line}, {column}" if column else f"line {line}", message, line=line, column=column)
-
-
-def _refuse(wrong: Sequence[Misfit]) -> None:
-    if wrong:
-        raise Refused(InvalidRequest(errors=list(wrong[:MISFITS_MAX])))

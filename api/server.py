@@ -37,7 +37,9 @@ def serve(settings: Settings, target: str = "api.server:application") -> None:
         if key is not None:
             print(f"Admin key, shown this once: {key}", flush=True)  # noqa: T201 - an operator reads it here
         # The processes read their settings as this one did; the library of metrics reads its own variable.
-        os.environ.update(known.to_environment(), PROMETHEUS_MULTIPROC_DIR=counted)
+        # Where one was named before us, a worker counts there, too.
+        os.environ.update(known.to_environment())
+        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", counted)
         os.register_at_fork(after_in_child=_put_signals_off)
         Granian(
             target,

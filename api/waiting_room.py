@@ -9,20 +9,20 @@ from msgspec import UNSET, Meta, UnsetType
 from api.answers import Answer, Document, encode
 from api.callers import PERSON, visitor_of
 from api.clock import Time, rfc3339
-from api.operations import Empty, Header, Request, Routes
+from api.operations import KNOWN, Empty, Header, Request, Routes
 from api.problems import NotAdmitted, Refused, invalid, not_admitted
 from engine import seats, waiting_room
 from engine.refusals import Busy, NotFound
+from engine.rooms import Eta, Place, Room
 from engine.sales import Sale
 from engine.stores.replies import Reply, SaleRebuilding
 from engine.tokens import Passes, QueueToken
-from engine.waiting_room import POLL_MAX_MS, AdmittedWithoutNumber, Eta, Joined, Left, Place, QueueClosed, Room, Tied
+from engine.waiting_room import POLL_MAX_MS, AdmittedWithoutNumber, Joined, Left, QueueClosed, Tied
 
 routes = Routes("The line")
 
 QUEUE_TOKEN = Header("Queue-Token", "The token of a place in line, from `POST …/queue/tokens`.")
 OWN_TOKEN = Header(QUEUE_TOKEN.name, QUEUE_TOKEN.says, required=True)
-KNOWN = Header("If-None-Match", "The ETag of the answer one has.")
 
 STATUS = {"enum": ["WAITING", "ACTIVE", "PROCESSED", "EXPIRED", "LEFT"]}
 STATE = {"enum": ["off", "prequeue", "open", "paused", "draining", "closed", "bypass"]}
@@ -62,7 +62,7 @@ class QueueDocument(Document, frozen=True, kw_only=True):
 
 
 class KeySet(Document, frozen=True):
-    """The public keys of passes."""
+    """The public keys of passes and of tickets."""
 
     keys: list[dict[str, Any]]
 
@@ -307,17 +307,12 @@ def _answer(request: Request, sale: Sale, place: Place, presented: Presented | N
 # What everybody may know ----------------------------------------------------------------------------------------------
 
 
-@routes.add(
-    "GET", "/v1/sales/{sale_id}/queue", {200: QueueDocument}, sends=("Cache-Control",), refusals=(SaleRebuilding,)
-)
-async def show_queue(request: Request, sale_id: str) -> Answer:
-    """How the line stands: the same for everybody, so that a cache in between can tell it."""
-    sale = await request.sale(sale_id)
-    room = await _room(request, sale)
+def queue_document(room: Room, sale: Sale) -> QueueDocument | None:
+    """How the line stands, as far as this process has seen it."""
     seen = room.snapshot
     if seen is None:
-        raise Refused(SaleRebuilding())
-    document = QueueDocument(
+        return None
+    return QueueDocument(
         state=seen.room,
         opens_at=rfc3339(sale.opens_at),
         serving=seen.serving,
@@ -328,11 +323,23 @@ async def show_queue(request: Request, sale_id: str) -> Answer:
         updated_at=rfc3339(seen.now_ms),
         server_time=rfc3339(room.now_ms),
     )
+
+
+@routes.add(
+    "GET", "/v1/sales/{sale_id}/queue", {200: QueueDocument}, sends=("Cache-Control",), refusals=(SaleRebuilding,)
+)
+async def show_queue(request: Request, sale_id: str) -> Answer:
+    """How the line stands: the same for everybody, so that a cache in between can tell it."""
+    sale = await request.sale(sale_id)
+    document = queue_document(await _room(request, sale), sale)
+    if document is None:
+        raise Refused(SaleRebuilding())
     return Answer(encode(document), headers=[(b"cache-control", b"public, max-age=1")])
 
 
 @routes.add("GET", "/.well-known/jwks.json", {200: KeySet}, sends=("Cache-Control",))
 async def show_keys(request: Request) -> Answer:
-    """The keys with which other sites verify passes."""
-    content = encode(request.house.passes.key_set)
+    """The keys with which other sites verify passes, and doors the codes of tickets."""
+    house = request.house
+    content = encode(KeySet([*house.passes.key_set["keys"], house.ticket_codes.jwk]))
     return Answer(content, headers=[(b"cache-control", b"public, max-age=300")])

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from engine.audit import Report
 from engine.settings import Settings
 from engine.stores import embedded
 from engine.stores.connections import StoreUnavailable, open_postgres, open_redis
-from loadtests.audit import Report, audit
+from loadtests.audit import audit
 
 HISTORY = "history.jsonl"
 """The file in the data folder in which the demo keeps what its buyers heard."""

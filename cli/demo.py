@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cli import auditing, processes
+from cli import auditing, gatewaying, processes
 from cli.auditing import HISTORY
 from cli.processes import Child, ProcessFault
-from cli.up import VERBS, address_of, stop_as_by_ctrl_c
+from cli.up import GATEWAY, VERBS, address_of, stop_as_by_ctrl_c
+from engine.audit import Report
 from engine.installation import prepare_database
 from engine.settings import Settings
 from engine.stores import embedded, queries
@@ -54,12 +55,14 @@ def demo(settings: Settings, console: Console, *, stays: bool, buyers: int, seed
         admin_key=settings.admin_key or _demo_key(settings.data_path / KEY),
         port=settings.port if processes.is_free(settings.host, settings.port) else processes.free_port(settings.host),
     )
-    with embedded.provide(settings) as known:
+    verbs = VERBS if settings.stripe_api_key else [GATEWAY, *VERBS]
+    with embedded.provide(gatewaying.simulated(settings)) as known:
         _tell(console, "stores", "Valkey and Postgres are up", since=began)
         asyncio.run(prepare_database(known))
-        with processes.running(VERBS, known, logs=known.data_path / "logs") as children:
+        with processes.running(verbs, known, logs=known.data_path / "logs") as children:
             processes.wait_until_ready(children, known)
-            _tell(console, "faces", f"{known.workers} API processes and a worker are up", since=began)
+            beside = ", a card gateway that moves no money beside them" if GATEWAY in verbs else ""
+            _tell(console, "faces", f"{known.workers} API processes and a worker are up{beside}", since=began)
             seed = secrets.randbelow(10**6) if seed is None else seed
             held = uvloop.run(_show(known, console, children, buyers=buyers, seed=seed))
             if stays:
@@ -89,6 +92,7 @@ async def _show(settings: Settings, console: Console, children: list[Child], *, 
                 people=people,
                 history=history,
                 seed=seed,
+                cards=not settings.has_real_gateway and settings.stripe_api_key is not None,
             )
             tally = await _watch(visitors, concert, console, children)
         took_s = time.monotonic() - began
@@ -277,7 +281,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-async def _audit(settings: Settings, history_path: Path) -> audit.Report:
+async def _audit(settings: Settings, history_path: Path) -> Report:
     redis = open_redis(str(settings.redis_url))
     postgres = await open_postgres(str(settings.postgres_url), connections_max=4)
     try:

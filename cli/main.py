@@ -128,6 +128,18 @@ def worker(follow: int | None) -> None:
 
 
 @main.command()
+@click.option("--port", type=click.IntRange(1, 65535), help="Where it listens; where the settings say, unless given.")
+@_follow
+def gateway(port: int | None, follow: int | None) -> None:
+    """Serve a card gateway that moves no money, for demonstrations and tests."""
+    from cli import gatewaying  # noqa: PLC0415
+
+    if follow:
+        lifeline.follow(follow)
+    gatewaying.serve(_settings(), _console(), port=port)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
 @click.option(
     "--history",

@@ -7,13 +7,15 @@ from types import FrameType
 
 from rich.console import Console
 
-from cli import processes
+from cli import gatewaying, processes
 from cli.processes import ProcessFault
 from engine.installation import prepare_database
 from engine.settings import Settings, variable
 from engine.stores import embedded
 
 VERBS = ["worker", "api"]
+GATEWAY = "gateway"
+"""The verb of the simulated card gateway, for an installation that names no other."""
 LOOK_EVERY_S = 0.5
 
 
@@ -29,13 +31,16 @@ def up(settings: Settings, console: Console) -> None:
 def _run(settings: Settings, console: Console) -> None:
     if not processes.wait_until_free(settings.host, settings.port):
         raise ProcessFault(f"Port {settings.port} of {settings.host} is taken. Name another one: {variable('port')}=…")
-    with embedded.provide(settings) as known:
+    verbs = VERBS if settings.stripe_api_key else [GATEWAY, *VERBS]
+    with embedded.provide(gatewaying.simulated(settings)) as known:
         key = asyncio.run(prepare_database(known))
-        with processes.running(VERBS, known) as children:
+        with processes.running(verbs, known) as children:
             processes.wait_until_ready(children, known)
             address = address_of(known)
             console.print(f"API    {address}", highlight=False)
             console.print(f"Docs   {address}/docs", highlight=False)
+            if GATEWAY in verbs:
+                console.print("Cards  a simulated gateway: no money moves", highlight=False)
             show_key(key, console)
             console.print("Ctrl-C stops it.")
             while True:

@@ -33,15 +33,16 @@ HASHES_WAITING_MAX: Final = 16  # a thread; at 26 ms each, nobody waits for half
 ISSUER: Final = "lastseat"
 KEY_PREFIX: Final = "lsk_"
 
-ACCOUNTS, AUDIT, BALANCES, CATALOGUE, PAYMENTS, SALES = (
+ACCOUNTS, AUDIT, BALANCES, CATALOGUE, PAYMENTS, SALES, TICKETS = (
     "accounts",
     "audit",
     "balances",
     "catalogue",
     "payments",
     "sales",
+    "tickets",
 )
-SCOPES: Final = (ACCOUNTS, AUDIT, BALANCES, CATALOGUE, PAYMENTS, SALES)
+SCOPES: Final = (ACCOUNTS, AUDIT, BALANCES, CATALOGUE, PAYMENTS, SALES, TICKETS)
 """What an operator's key may do."""
 
 T = TypeVar("T")

@@ -12,7 +12,8 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from engine import payments, reservations
+from engine import errands, payments, reservations
+from engine.errands import Leg
 from engine.payments import Payment
 from engine.reservations import Holding
 from engine.sales import Sale
@@ -28,7 +29,7 @@ SQL = queries.load("payments")
 # Authorisations in one transaction.
 BATCH_MAX: Final = 128
 # A transaction costs hardly more for many than for one: under load they leave this far apart, alone they leave at once.
-PACE_S: Final = 0.01
+PACE_S: Final = 0.025
 ATTEMPTS_MAX: Final = 10
 
 _CROSSED = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
@@ -46,6 +47,16 @@ class Authorisation(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     holding: Holding
     pay_deadline_ms: int
+    method: str = "BALANCE"
+    # What the card is to pay; the balance pays the rest.
+    card_amount: int = 0
+    payment_method_id: str | None = None
+    return_url: str | None = None
+
+    @property
+    def balance_amount(self) -> int:
+        """What the balance is to pay."""
+        return self.holding.amount - self.card_amount
 
 
 class _Decided(msgspec.Struct, frozen=True):
@@ -108,8 +119,7 @@ async def _authorise_once(
             rows = await payments.read(connection, [request.payment_id for request in requests])
         except POSTGRES_AWAY as fault:
             raise OutcomeUnknown(f"the answer to a commit was lost: {fault!r}") from fault
-    found: dict[str, Payment | PaymentRunning | Exception] = {**rows}
-    return [found.get(request.payment_id) or running[request.payment_id] for request in requests]
+    return [rows.get(request.payment_id) or running[request.payment_id] for request in requests]
 
 
 async def _authorise(connection: Connection, requests: Sequence[Authorisation]) -> dict[str, PaymentRunning]:
@@ -117,19 +127,26 @@ async def _authorise(connection: Connection, requests: Sequence[Authorisation]) 
     holdings = {request.holding.reservation_id: request.holding for request in requests}
     users = sorted({holding.user_id for holding in holdings.values()})
     free = dict.fromkeys(users, 0)
-    for balance in await SQL.lock_balances.fetch(connection, users):
-        free[balance["user_id"]] = balance["amount"] - balance["set_aside"]
-    # The journal may not have brought the rows yet. Same id, nothing twice.
-    await reservations.add(connection, list(holdings.values()))
+    missing = dict(holdings)
+    for found in await SQL.lock_balances.fetch(connection, users, list(holdings)):
+        if found["free"] is None:
+            del missing[found["id"]]
+        else:
+            free[found["id"]] = found["free"]
+    # The journal may not have brought all rows yet. Same id, nothing twice; and added before any of them is locked,
+    # because the journal may be adding the same ones this moment.
+    await reservations.add(connection, list(missing.values()))
     rows = await reservations.lock(connection, list(holdings))
-    known = {
-        row["payment_id"]
-        for row in await SQL.find_payments.fetch(connection, [request.payment_id for request in requests])
-    }
-    live = {
-        row["reservation_id"]: row["payment_id"]
-        for row in await SQL.find_live_payments.fetch(connection, list(holdings))
-    }
+    known: set[str] = set()
+    live: dict[str, str] = {}
+    payment_ids = [request.payment_id for request in requests]
+    reservation_ids = [request.holding.reservation_id for request in requests]
+    for beside in await SQL.find_beside.fetch(connection, payment_ids, reservation_ids):
+        if beside["is_known"]:
+            known.add(beside["payment_id"])
+        if beside["live_payment_id"]:
+            live[beside["reservation_id"]] = beside["live_payment_id"]
+        rows[beside["reservation_id"]].seat_nos = beside["seat_nos"]
 
     decided: dict[str, tuple[Authorisation, _Decided]] = {}
     running: dict[str, PaymentRunning] = {}
@@ -147,28 +164,31 @@ async def _authorise(connection: Connection, requests: Sequence[Authorisation]) 
         elif holding.reservation_id in live:
             running[request.payment_id] = PaymentRunning(payment_id=live[holding.reservation_id])
             continue
-        elif holding.amount > available:
-            outcome = _Decided("FAILED", "insufficient_balance", holding.amount, available)
+        elif request.balance_amount > available:
+            outcome = _Decided("FAILED", "insufficient_balance", request.balance_amount, available)
         else:
-            outcome = _Decided("AUTHORISED")
+            # A card is asked for after the commit: until its gateway has answered, the payment is PENDING.
+            outcome = _Decided("PENDING" if request.card_amount else "AUTHORISED")
             live[holding.reservation_id] = request.payment_id
-            free[holding.user_id] -= holding.amount
-            set_aside[holding.user_id] = set_aside.get(holding.user_id, 0) + holding.amount
+            free[holding.user_id] -= request.balance_amount
+            set_aside[holding.user_id] = set_aside.get(holding.user_id, 0) + request.balance_amount
             # Seats given back whose journal entry is still on its way are not paid for.
             given_back += [(holding.reservation_id, seat_no) for seat_no in standing.difference(holding.seat_nos)]
         decided[request.payment_id] = (request, outcome)
 
     await reservations.release(connection, given_back)
     if decided:
-        await _add_payments(connection, list(decided.values()))
-    if set_aside:
-        await SQL.set_aside.execute(connection, list(set_aside), list(set_aside.values()))
+        await _add_payments(connection, list(decided.values()), set_aside)
     return running
 
 
-async def _add_payments(connection: Connection, decided: Sequence[tuple[Authorisation, _Decided]]) -> None:
+async def _add_payments(
+    connection: Connection, decided: Sequence[tuple[Authorisation, _Decided]], set_aside: Mapping[str, int]
+) -> None:
     await SQL.add_payments.execute(
         connection,
+        list(set_aside),
+        list(set_aside.values()),
         [request.payment_id for request, _ in decided],
         [request.holding.sale_id for request, _ in decided],
         [request.holding.reservation_id for request, _ in decided],
@@ -181,12 +201,18 @@ async def _add_payments(connection: Connection, decided: Sequence[tuple[Authoris
         [outcome.needed for _, outcome in decided],
         [outcome.available for _, outcome in decided],
         [request.holding.amount for request, _ in decided],
+        [request.card_amount for request, _ in decided],
+        [request.method for request, _ in decided],
+        [request.payment_method_id for request, _ in decided],
+        [request.return_url for request, _ in decided],
         [request.pay_deadline_ms for request, _ in decided],
     )
 
 
 async def end(postgres: asyncpg.Pool, endings: Mapping[str, str], *, copy_of: Sale | None = None) -> bool:
     """End live payments, each as FAILED or VOIDED, and give their funds free; harmless to repeat.
+
+    What a gateway may have authorised for one of them is voided; one that it declined is FAILED for that reason.
 
     Only for payments whose hold Redis has given up: `abandon` answered, or `confirm` did not know it. What is not known
     counts only in the copy that is open now: with `copy_of` nothing is written, and the answer is False, unless that
@@ -200,8 +226,13 @@ async def end(postgres: asyncpg.Pool, endings: Mapping[str, str], *, copy_of: Sa
         await SQL.lock_balances_of_payments.fetch(connection, list(endings))
         reasons = ["hold_ended"] * len(endings)
         ended = await SQL.end_payments.fetch(connection, list(endings), list(endings.values()), reasons)
+        await errands.add(
+            connection,
+            "VOID",
+            [Leg(row["payment_id"], row["card_amount"]) for row in ended if row["decline_code"] is None],
+        )
         freed: dict[str, int] = {}
         for row in ended:
-            freed[row["user_id"]] = freed.get(row["user_id"], 0) - row["balance_amount"]
-        await SQL.set_aside.execute(connection, list(freed), list(freed.values()))
+            freed[row["user_id"]] = freed.get(row["user_id"], 0) + row["balance_amount"]
+        await SQL.give_free.execute(connection, list(freed), list(freed.values()))
     return True

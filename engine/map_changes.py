@@ -10,7 +10,7 @@ import msgspec
 from engine import sales
 from engine.sales import Sale
 from engine.stores.keys import SaleKeys
-from engine.stores.replies import Reply, SaleRebuilding, SaleUnknown, StaleEpoch
+from engine.stores.replies import Reply, Unavailable
 from engine.stores.scripts import Gate, Script
 
 # Seats in one reply: half a millisecond of the store's time.
@@ -31,7 +31,7 @@ class ChangesUnknown(Reply, frozen=True):
     version: int
 
 
-CHANGES = Script("seats/changes", SaleKeys, Changes | ChangesUnknown | SaleUnknown | StaleEpoch | SaleRebuilding)
+CHANGES = Script("seats/changes", SaleKeys, Changes | ChangesUnknown | Unavailable)
 
 
 class MapChanges(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ class MapChanges(msgspec.Struct, frozen=True):
 
 async def read_changes(
     gate: Gate, sale: Sale, since: int, *, most: int = ROWS_MAX
-) -> MapChanges | ChangesUnknown | SaleUnknown | StaleEpoch | SaleRebuilding:
+) -> MapChanges | ChangesUnknown | Unavailable:
     """Read all that changed on the map of a sale since a version, `most` seats a call."""
     statuses: dict[str, str] = {}
     while True:

@@ -29,6 +29,15 @@ class InsufficientBalance(Refusal, frozen=True):
     available: int
 
 
+class CardDeclined(Refusal, frozen=True):
+    """The card was declined. While the hold stands, pay again with a new key."""
+
+    payment_id: str
+    decline_code: str
+    # When the hold ends; None where it has, or where nothing is held.
+    expires_at_ms: int | None = None
+
+
 class Payment(msgspec.Struct, frozen=True, kw_only=True):
     """A payment's row; `status` is the inner one, amounts are in minor units."""
 
@@ -47,9 +56,21 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     discount_amount: int
     final_amount: int
     refunded_amount: int
+    # The two legs; together they are `final_amount`.
+    balance_amount: int
+    card_amount: int
+    payment_method_id: str | None
+    return_url: str | None
+    # The gateway's name for it once it is known, where the buyer must go, why it said no.
+    gateway_ref: str | None
+    action_url: str | None
+    decline_code: str | None
+    pay_deadline: datetime
     created_at: datetime
     paid_at: datetime | None
     version: int
+    # Whether an earlier request with the same id began it; no column.
+    repeated: bool = False
 
     @property
     def public_status(self) -> str:
@@ -59,10 +80,15 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+_COLUMNS: Final = tuple(name for name in Payment.__struct_fields__ if name != "repeated")
+
+
 def refusal_of(payment: Payment) -> Refusal | None:
     """Why a payment failed, as its buyer is told; None for one that did not."""
     if payment.public_status != "FAILED":
         return None
+    if payment.reason == "card_declined":
+        return CardDeclined(payment_id=payment.payment_id, decline_code=payment.decline_code or "")
     if payment.reason == "insufficient_balance":
         return InsufficientBalance(needed=payment.needed or 0, available=payment.available or 0)
     return HoldEnded(reason="LATE_UNFULFILLABLE" if payment.status == "VOIDED" else "EXPIRED")
@@ -96,4 +122,4 @@ async def list_in_state(
 
 def from_row(row: asyncpg.Record | dict[str, Any]) -> Payment:
     """Make a payment of its row."""
-    return Payment(**{name: row[name] for name in Payment.__struct_fields__})
+    return Payment(**{name: row[name] for name in _COLUMNS})

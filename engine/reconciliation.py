@@ -40,7 +40,7 @@ async def reconcile(
     for row in await SQL.list_unsettled.fetch(postgres, sale.sale_id, idle_s, most):
         await _settle_idle(gate, postgres, sale, row, done)
     await _leave_overdue(gate, postgres, sale, most, done)
-    await _drive_restores(gate, postgres, sale, most, done)
+    done.restored = await give_back(gate, postgres, sale, most=most)
     for row in await RESERVATIONS.list_forgotten.fetch(postgres, sale.sale_id, FORGOTTEN_S, most):
         done.ended += await _end_if_lost(gate, postgres, sale, row["reservation_id"])
     return done
@@ -81,11 +81,12 @@ async def _leave_overdue(gate: Gate, postgres: asyncpg.Pool, sale: Sale, most: i
                 done.confirmed += 1
 
 
-async def _drive_restores(gate: Gate, postgres: asyncpg.Pool, sale: Sale, most: int, done: Reconciled) -> None:
-    """Make seats in Redis what they are here.
+async def give_back(gate: Gate, postgres: asyncpg.Pool, sale: Sale, *, most: int) -> int:
+    """Make seats in Redis what they are here, of at most so many reservations; returns of how many.
 
     The claims stay locked until Redis has answered: one that was given up in between would come back as SOLD, for ever.
     """
+    done = 0
     async with postgres.acquire() as connection, connection.transaction():
         rows = await SQL.lock_restores.fetch(connection, sale.sale_id, most)
         wanted: dict[str, list[str]] = {row["reservation_id"]: [] for row in rows}
@@ -109,7 +110,8 @@ async def _drive_restores(gate: Gate, postgres: asyncpg.Pool, sale: Sale, most: 
             )
             if isinstance(restored, seats.Restored | seats.HoldUnknown):
                 await SQL.finish_restore.execute(connection, row["reservation_id"])
-                done.restored += 1
+                done += 1
+    return done
 
 
 async def _end_if_lost(gate: Gate, postgres: asyncpg.Pool, sale: Sale, reservation_id: str) -> bool:

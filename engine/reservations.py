@@ -54,16 +54,6 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     server_time: datetime
 
 
-class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """One seat that somebody bought."""
-
-    ticket_no: int
-    reservation_id: str
-    schedule_id: str
-    seat_no: str
-    status: str
-
-
 class Holding(msgspec.Struct, frozen=True, kw_only=True):
     """What a row needs to know of a hold."""
 
@@ -196,14 +186,11 @@ def _holding(sale: Sale, entry: Entry) -> Holding:
 
 
 async def lock(connection: Connection, reservation_ids: Sequence[str]) -> dict[str, Standing]:
-    """Lock rows in id order and answer how they stand."""
-    rows = {
+    """Lock rows in id order and answer how they stand; their seats are still to be read."""
+    return {
         row["reservation_id"]: Standing(row["user_id"], row["status"], row["fence"], [])
         for row in await SQL.lock_reservations.fetch(connection, reservation_ids)
     }
-    for line in await SQL.find_lines.fetch(connection, reservation_ids):
-        rows[line["reservation_id"]].seat_nos.append(line["seat_no"])
-    return rows
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -260,13 +247,6 @@ async def list_mine(
 ) -> list[Reservation]:
     """A user's reservations, newest first, from after the cursor (created_at, reservation_id)."""
     return [from_row(row) for row in await SQL.list_reservations.fetch(postgres, user_id, *before, limit)]
-
-
-async def list_tickets(
-    postgres: asyncpg.Pool, user_id: str, *, before: int = 2**63 - 1, limit: int = 20
-) -> list[Ticket]:
-    """A user's tickets, newest first, from after the cursor."""
-    return [Ticket(**row) for row in await SQL.list_tickets.fetch(postgres, user_id, before, limit)]
 
 
 def from_row(row: asyncpg.Record | dict[str, Any]) -> Reservation:

@@ -56,6 +56,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     session_s: int = 600
     recall_s: int = 300
     draining_no: int | None = None
+    release_jitter_s: int = 0
 
 
 class Sale(Terms, frozen=True, kw_only=True):
@@ -273,6 +274,7 @@ def stored_terms(sale: Sale) -> tuple[Argument, ...]:
         *("session_ms", sale.session_s * 1000),
         *("recall_ms", sale.recall_s * 1000),
         *("draining_no", sale.draining_no or 0),
+        *("release_jitter_ms", sale.release_jitter_s * 1000),
     )
 
 

@@ -4,8 +4,6 @@ Every function names the sale and answers with a reply or a refusal. A hold's id
 is used once; its fence grows with every hold of the sale, and confirm, abandon and restore present it.
 """
 
-import asyncio
-from collections import deque
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
@@ -17,7 +15,7 @@ from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, 
 from engine.sales import Sale
 from engine.stores.connections import StoreUnavailable
 from engine.stores.keys import SaleKeys
-from engine.stores.replies import Refusal, Reply, SaleRebuilding, SaleUnknown, StaleEpoch
+from engine.stores.replies import Refusal, Reply, Unavailable
 from engine.stores.scripts import Gate, Script
 
 # Seats in one request, at most.
@@ -208,12 +206,6 @@ class Restored(Reply, frozen=True):
     count: int
 
 
-class MapVersion(Reply, frozen=True):
-    """The seat map has this version."""
-
-    version: int
-
-
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -304,8 +296,6 @@ class PaymentRunning(Refusal, frozen=True):
     payment_id: str
 
 
-Unavailable = SaleUnknown | StaleEpoch | SaleRebuilding
-
 # Why nothing is held.
 NotHeld = (
     HoldKnown
@@ -337,7 +327,6 @@ ABANDON = Script("seats/abandon", SaleKeys, Abandoned | HoldSold | HoldUnknown |
 EXPIRE = Script("seats/expire", SaleKeys, Expired | Unavailable)
 OVERDUE = Script("seats/overdue", SaleKeys, Overdue | Unavailable)
 RESTORE = Script("seats/restore", SaleKeys, Restored | HoldUnknown | Unavailable)
-MAP = Script("seats/map", SaleKeys, MapVersion | Unavailable)
 
 
 # --- what a buyer does ------------------------------------------------------------------------------------------------
@@ -547,144 +536,3 @@ async def restore(
             ]
         ),
     )
-
-
-# --- the map ----------------------------------------------------------------------------------------------------------
-
-# By the first letter of what stands in the store: HELD, PAYING, SOLD, BLOCKED.
-_STATUSES: Final = {b"H": "HELD", b"P": "HELD", b"S": "SOLD", b"B": "BLOCKED"}
-
-
-class SeatMap(msgspec.Struct, frozen=True):
-    """The status of every seat that is not FREE, as a buyer may see it: HELD (also PAYING), SOLD, BLOCKED.
-
-    It has every change up to `version` and none after `read_until`: the store went on while it was read.
-    """
-
-    version: int
-    read_until: int
-    statuses: dict[str, str]
-
-
-async def read_map(gate: Gate, sale: Sale, known: SeatMap | None = None) -> SeatMap | Unavailable:
-    """Read the map of a sale; while `known` is still its newest version, that is the answer and nothing is read.
-
-    Raises StoreUnavailable.
-    """
-    before = await sales.ask(gate, sale, MAP)
-    if not isinstance(before, MapVersion):
-        return before
-    if known is not None and known.version == before.version and known.read_until == before.version:
-        return known
-    try:
-        standing: dict[bytes, bytes] = await gate.redis.hgetall(sale.keys.seats)
-    except RedisError as fault:
-        raise StoreUnavailable(f"the map of sale {sale.sale_id} cannot be read: {fault}") from fault
-    after = await sales.ask(gate, sale, MAP)
-    if not isinstance(after, MapVersion):
-        return after
-    statuses = {seat_no.decode(): _STATUSES[value[:1]] for seat_no, value in standing.items()}
-    return SeatMap(before.version, after.version, statuses)
-
-
-class Changes(msgspec.Struct, frozen=True):
-    """What changed on the map up to `version`: the seats that did, FREE ones too."""
-
-    version: int
-    statuses: dict[str, str]
-
-
-# A rebuild goes on at epoch times this: versions of two epochs never meet.
-VERSIONS_PER_EPOCH: Final = 10**9
-
-# A map is read again after this time at the soonest, and reading takes a twentieth of a process's time at most: a
-# hall of 50,000 seats is several megabytes, and every process reads it from the store that sells them.
-MAP_FRESH_S: Final = 0.25
-MAP_FRESH_MAX_S: Final = 2.0
-MAP_READING_SHARE: Final = 0.05
-
-
-class _Watched:
-    """One sale's newest map in this process, and the changes that led to it."""
-
-    def __init__(self) -> None:
-        self.map: SeatMap | None = None
-        self.fresh_until = 0.0
-        self.reading: asyncio.Task[SeatMap | Unavailable] | None = None
-        # (an older map's `read_until`, what changed from it to the next), oldest first.
-        self.steps: deque[tuple[int, dict[str, str]]] = deque()
-
-    def advance(self, newer: SeatMap) -> None:
-        """Take a newer map, and remember how it differs while that is shorter than the map, or short."""
-        older, self.map = self.map, newer
-        if older is None or _epoch_of(older.version) != _epoch_of(newer.version):
-            self.steps.clear()
-        elif older is not newer:
-            before, after = older.statuses, newer.statuses
-            changed = {seat_no: status for seat_no, status in after.items() if before.get(seat_no) != status}
-            changed |= dict.fromkeys(before.keys() - after.keys(), "FREE")
-            self.steps.append((older.read_until, changed))
-            while sum(len(step) for _, step in self.steps) > max(len(after), 256):
-                self.steps.popleft()
-
-    def changes(self, since: int) -> Changes | None:
-        """Merge what changed after this version; None when that is no longer known."""
-        if self.map is None or _epoch_of(since) != _epoch_of(self.map.version):
-            return None
-        if since >= self.map.version:
-            return Changes(since, {})
-        # The newest older map that holds nothing beyond `since`: the client may lack all that followed it.
-        for at in range(len(self.steps) - 1, -1, -1):
-            if self.steps[at][0] <= since:
-                merged: dict[str, str] = {}
-                for _, step in list(self.steps)[at:]:
-                    merged |= step
-                return Changes(self.map.version, merged)
-        return None
-
-
-class Maps:
-    """The seat maps of one process: whoever asks, one reader a sale, and the store is asked a few times a second.
-
-    Args:
-        gate: the way into Redis.
-        most: sales whose map is kept; the one that was not asked for longest makes room.
-    """
-
-    def __init__(self, gate: Gate, *, most: int = 64) -> None:
-        self._gate = gate
-        self._most = most
-        self._watched: dict[str, _Watched] = {}
-
-    async def read(self, sale: Sale) -> SeatMap | Unavailable:
-        """Answer the map of a sale, at most two seconds old. Raises StoreUnavailable."""
-        watched = self._watched[sale.sale_id] = self._watched.pop(sale.sale_id, _Watched())
-        if len(self._watched) > self._most:
-            del self._watched[next(iter(self._watched))]
-        if watched.map is not None and asyncio.get_running_loop().time() < watched.fresh_until:
-            return watched.map
-        if watched.reading is None or watched.reading.done():
-            watched.reading = asyncio.create_task(self._refresh(sale, watched))
-        # A buyer who goes away must not stop the reading that others wait for.
-        return await asyncio.shield(watched.reading)
-
-    async def read_since(self, sale: Sale, since: int) -> Changes | SeatMap | Unavailable:
-        """Answer what changed after a version, or the whole map when that is too old or of another epoch."""
-        newest = await self.read(sale)
-        if not isinstance(newest, SeatMap):
-            return newest
-        return self._watched[sale.sale_id].changes(since) or newest
-
-    async def _refresh(self, sale: Sale, watched: _Watched) -> SeatMap | Unavailable:
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        newest = await read_map(self._gate, sale, watched.map)
-        if isinstance(newest, SeatMap):
-            watched.advance(newest)
-            pause_s = max(MAP_FRESH_S, (clock() - began) / MAP_READING_SHARE)
-            watched.fresh_until = clock() + min(pause_s, MAP_FRESH_MAX_S)
-        return newest
-
-
-def _epoch_of(version: int) -> int:
-    return version // VERSIONS_PER_EPOCH

@@ -22,6 +22,18 @@ POSTGRES_SCHEMES = ("postgres", "postgresql")
 REDIS_CONNECTIONS_MAX = 64
 POSTGRES_CONNECTIONS_MAX = 16
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+SIMULATED_KEY = "sk_test_simulated"
+"""What the key of the simulated gateway begins with; it moves no money."""
+
+# Stripe does not count these in their smallest unit (docs.stripe.com/currencies, special cases): amounts would be a
+# hundredth of what they should be.
+STRIPE_COUNTS_OTHERWISE = ("ISK", "UGX")
+
+SECRETS = ("admin_key", "secret", "stripe_api_key", "stripe_webhook_secret")
+ADDRESSES = ("redis_url", "queue_redis_url", "postgres_url")
+
 Positive = Annotated[int, Meta(ge=1)]
 
 
@@ -52,6 +64,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     repeat_window_s: Annotated[int, Meta(ge=60)] = 3600
     # Joins and holds answer `busy` while Postgres is this many entries of a sale's stream behind.
     backlog_max: Positive = 100_000
+    # People who listen to events at one process; each is a connection that stays open.
+    listeners_max: Positive = 10_000
 
     stripe_api_key: str | None = None
     stripe_api_base: str | None = None
@@ -71,6 +85,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _check_address("queue_redis_url", self.queue_redis_url, QUEUE_SCHEMES)
         _check_address("postgres_url", self.postgres_url, POSTGRES_SCHEMES)
         _check_address("stripe_api_base", self.stripe_api_base, ("http", "https"))
+        self._check_gateway()
         if self.queue_redis_url is None and urlsplit(self.redis_url or "").scheme == "redis+cluster":
             raise SettingsFault(
                 f"{variable('queue_redis_url')} must name a Redis of its own: "
@@ -83,6 +98,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for origin in self.cors_origins:
             if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
                 raise SettingsFault(f"{variable('cors_origins')}: {origin!r} must look like https://shop.example.")
+
+    def _check_gateway(self) -> None:
+        if self.stripe_api_key is None:
+            for field in ("stripe_api_base", "stripe_webhook_secret"):
+                if getattr(self, field) is not None:
+                    raise SettingsFault(f"{variable(field)} means nothing without {variable('stripe_api_key')}.")
+            return
+        base = urlsplit(self.stripe_api_base or "https://")
+        if self.has_real_gateway and base.scheme != "https" and base.hostname not in LOOPBACK:
+            raise SettingsFault(f"{variable('stripe_api_base')} must begin with https://: a key is sent there.")
+        if self.currency in STRIPE_COUNTS_OTHERWISE:
+            raise SettingsFault(f"{variable('currency')}: the card gateway counts {self.currency} in hundredths.")
+
+    @property
+    def has_real_gateway(self) -> bool:
+        """Whether card payments move money."""
+        return self.stripe_api_key is not None and not self.stripe_api_key.startswith(SIMULATED_KEY)
 
     @property
     def data_path(self) -> Path:
@@ -112,6 +144,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 # Without the value: it may be a secret.
                 raise SettingsFault(f"{name}: {fault}.") from fault
         return cls(**chosen)
+
+    def __repr__(self) -> str:
+        """Tell every setting but what is secret: settings end up in logs."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Tell the fields as `__repr__` does."""
+        told = []
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and field.name in SECRETS:
+                value = "..."
+            elif value is not None and field.name in ADDRESSES:
+                value = re.sub(r"//[^/@]*@", "//...@", value)
+            told.append((field.name, value))
+        return told
 
     def to_environment(self) -> dict[str, str]:
         """Answer the variables from which `from_environment` makes these settings, for a process we start."""

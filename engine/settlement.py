@@ -13,7 +13,8 @@ from typing import Literal
 import asyncpg
 import msgspec
 
-from engine import reservations, waiting_room
+from engine import errands, reservations, waiting_room
+from engine.errands import Leg
 from engine.reservations import Standing
 from engine.sales import Sale
 from engine.stores import queries
@@ -21,6 +22,7 @@ from engine.stores.outbox import BadEntry, Divergence, Entry, Handler
 from engine.stores.queries import Connection
 
 SQL = queries.load("payments")
+RESERVATIONS = queries.load("reservations")
 
 LIVE = ("PENDING", "AUTHORISED", "IN_DOUBT")
 
@@ -42,15 +44,19 @@ class _Payment(msgspec.Struct):
     status: str
     final_amount: int
     balance_amount: int
+    card_amount: int
+    decline_code: str | None
 
 
 class _Verdict(msgspec.Struct):
     """What a batch comes to: ids by what happens to them."""
 
     confirmed: list[str] = []
+    buyers: list[str] = []
     paid: list[str] = []
-    sold: list[str] = []
     uses: list[tuple[str, str, int, int, int]] = []
+    captures: list[Leg] = []
+    voids: list[Leg] = []
     ended_payments: dict[str, str] = {}
     endings: dict[str, str] = {}
     restores: dict[str, int] = {}
@@ -94,7 +100,7 @@ async def settle(connection: Connection, sale: Sale, entries: Sequence[Entry]) -
     balances = await _lock_balances(connection, facts)
     payments = await _lock_payments(connection, facts)
     rows = await reservations.lock(connection, [fact.id("hold_id") for fact in facts])
-    claims = await _find_claims(connection, sale, rows)
+    claims = await _read_lines(connection, rows)
 
     verdict = _Verdict()
     for entry in facts:
@@ -129,10 +135,14 @@ async def _lock_payments(connection: Connection, facts: Sequence[Entry]) -> dict
     return {row["payment_id"]: _Payment(**{name: row[name] for name in _Payment.__struct_fields__}) for row in rows}
 
 
-async def _find_claims(connection: Connection, sale: Sale, rows: Mapping[str, Standing]) -> dict[str, str]:
-    seat_nos = [seat_no for row in rows.values() for seat_no in row.seat_nos]
-    found = await SQL.find_claims.fetch(connection, sale.sale_id, seat_nos)
-    return {row["seat_no"]: row["reservation_id"] for row in found}
+async def _read_lines(connection: Connection, rows: Mapping[str, Standing]) -> dict[str, str]:
+    """Read the seats of these rows; returns who claims those that are claimed."""
+    claims = {}
+    for line in await RESERVATIONS.find_lines.fetch(connection, list(rows)):
+        rows[line["reservation_id"]].seat_nos.append(line["seat_no"])
+        if line["claimed_by"]:
+            claims[line["seat_no"]] = line["claimed_by"]
+    return claims
 
 
 # Decide ---------------------------------------------------------------------------------------------------------------
@@ -168,10 +178,11 @@ def _decide_confirmed(
     row.status, payment.status = "CONFIRMED", "SUCCESS"
     claims.update(dict.fromkeys(row.seat_nos, hold_id))
     verdict.confirmed.append(hold_id)
-    verdict.sold.extend(row.seat_nos)
+    verdict.buyers.append(row.user_id)
     verdict.paid.append(payment_id)
     if entry.number("queue_no") > 0:
         verdict.processed.append((entry.number("queue_no"), entry.id("buyer_id")))
+    verdict.captures.append(Leg(payment_id, payment.card_amount))
     if payment.balance_amount > 0:  # what costs nothing moves nothing
         balance = balances[payment.user_id]
         balance.amount -= payment.balance_amount
@@ -204,6 +215,8 @@ def _end_payment(verdict: _Verdict, payment_id: str, payment: _Payment, balances
         balances[payment.user_id].set_aside -= payment.balance_amount
     payment.status = "FAILED" if payment.status == "PENDING" else "VOIDED"
     verdict.ended_payments[payment_id] = payment.status
+    if payment.decline_code is None:
+        verdict.voids.append(Leg(payment_id, payment.card_amount))
 
 
 # Write ----------------------------------------------------------------------------------------------------------------
@@ -211,26 +224,23 @@ def _end_payment(verdict: _Verdict, payment_id: str, payment: _Payment, balances
 
 async def _write(connection: Connection, sale: Sale, verdict: _Verdict, balances: dict[str, _Balance]) -> None:
     if verdict.confirmed:
-        await SQL.claim_lines.execute(connection, verdict.confirmed)
-        await SQL.mark_sold.execute(connection, sale.sale_id, verdict.sold)
-        await SQL.confirm_reservations.execute(connection, verdict.confirmed)
-        await SQL.add_tickets.execute(connection, verdict.confirmed)
-        await SQL.succeed_payments.execute(connection, verdict.paid)
-        await SQL.count_sold.execute(connection, sale.sale_id, len(verdict.sold))
+        await SQL.sell_seats.execute(connection, sale.sale_id, verdict.confirmed, verdict.buyers)
+        await SQL.confirm_sales.execute(connection, verdict.confirmed, verdict.paid)
     if verdict.ended_payments:
         ended = verdict.ended_payments
         reasons = ["hold_ended"] * len(ended)
         await SQL.end_payments.fetch(connection, list(ended), list(ended.values()), reasons)
+    await errands.add(connection, "CAPTURE", verdict.captures)
+    await errands.add(connection, "VOID", verdict.voids)
     if verdict.uses or verdict.ended_payments:
-        await SQL.set_balances.execute(
+        await SQL.settle_balances.execute(
             connection,
             list(balances),
             [balance.amount for balance in balances.values()],
             [balance.set_aside for balance in balances.values()],
             [balance.version for balance in balances.values()],
+            *([use[at] for use in verdict.uses] for at in range(5)),
         )
-    if verdict.uses:
-        await SQL.add_uses.execute(connection, *map(list, zip(*verdict.uses, strict=True)))
     await reservations.end(connection, verdict.endings)
     if verdict.restores:
         await SQL.add_restores.execute(

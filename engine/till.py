@@ -9,9 +9,11 @@ import logging
 from typing import Final
 
 import asyncpg
+import msgspec
 
 from engine import authorisations, payments, seats
 from engine.authorisations import Authorisation, OutcomeUnknown
+from engine.cards import Cards
 from engine.payments import LIVE, Payment
 from engine.refusals import IdempotencyKeyReused, NotFound, SlowDown
 from engine.reservations import Holding, moment
@@ -20,7 +22,7 @@ from engine.seats import HoldEnded, PaymentRunning
 from engine.stores import queries
 from engine.stores.coalesce import Coalescer
 from engine.stores.connections import POSTGRES_AWAY, StoreUnavailable
-from engine.stores.replies import SaleRebuilding, SaleUnknown, StaleEpoch
+from engine.stores.replies import Unavailable
 from engine.stores.scripts import Gate, ScriptFault
 from engine.waiters import Waiters
 
@@ -31,12 +33,36 @@ RESERVATIONS = queries.load("reservations")
 
 ANSWER_WITHIN_S: Final = 2.0
 
-Unavailable = SaleUnknown | StaleEpoch | SaleRebuilding
 Answer = Payment | PaymentRunning | HoldEnded | NotFound | IdempotencyKeyReused | SlowDown | Unavailable
 
 
+class Tender(msgspec.Struct, frozen=True, kw_only=True):
+    """How a buyer wants to pay: BALANCE, CARD, or SPLIT, in which the balance pays `balance_amount` of it."""
+
+    method: str = "BALANCE"
+    balance_amount: int = 0
+    payment_method_id: str | None = None
+    return_url: str | None = None
+
+    def card_amount(self, amount: int) -> int:
+        """What of this amount the card pays; nothing of what costs nothing."""
+        match self.method:
+            case "CARD":
+                return amount
+            case "SPLIT":
+                return max(0, amount - self.balance_amount)
+            case _:
+                return 0
+
+
+BALANCE: Final = Tender()
+
+
 class Till:
-    """Takes the payments of one process: concurrent authorisations share a transaction, concurrent waits a read."""
+    """Takes the payments of one process: concurrent authorisations share a transaction, concurrent waits a read.
+
+    Without `cards` it takes payments by balance alone.
+    """
 
     def __init__(
         self,
@@ -44,11 +70,13 @@ class Till:
         postgres: asyncpg.Pool,
         waiters: Waiters,
         *,
+        cards: Cards | None = None,
         answer_within_s: float = ANSWER_WITHIN_S,
     ) -> None:
         self._gate = gate
         self._postgres = postgres
         self._waiters = waiters
+        self._cards = cards
         self._answer_within_s = answer_within_s
         self._authorise: Coalescer[Authorisation, Payment | PaymentRunning] = Coalescer(
             lambda requests: authorisations.authorise(postgres, requests),
@@ -57,38 +85,76 @@ class Till:
             pace_s=authorisations.PACE_S,
         )
 
-    async def pay(self, sale: Sale, *, payment_id: str, reservation_id: str, user_id: str, fingerprint: str) -> Answer:
-        """Pay a hold by balance, and answer with the payment's row.
+    async def pay(
+        self,
+        sale: Sale,
+        *,
+        payment_id: str,
+        reservation_id: str,
+        user_id: str,
+        fingerprint: str,
+        tender: Tender = BALANCE,
+    ) -> Answer:
+        """Pay a hold, and answer with the payment's row.
 
         SUCCESS is said after the commit; a row still live after `answer_within_s` is answered as it stands and goes on
-        without the buyer. A payment_id always answers its row: a repeat acts no second time.
+        without the buyer, and so does one whose gateway has not decided. A payment_id always answers its row: a repeat
+        acts no second time. Raises ValueError for a card where this till takes none.
         """
+        if tender.method != "BALANCE" and self._cards is None:
+            raise ValueError("this till takes no cards")
+        answered, repeated = await self._pay(sale, payment_id, reservation_id, user_id, fingerprint, tender)
+        if repeated and isinstance(answered, Payment):
+            return msgspec.structs.replace(answered, repeated=True)
+        return answered
+
+    async def _pay(
+        self, sale: Sale, payment_id: str, reservation_id: str, user_id: str, fingerprint: str, tender: Tender
+    ) -> tuple[Answer, bool]:
+        """Pay; answers whether this id was seen before, too."""
         paying = await seats.pay(self._gate, sale, hold_id=reservation_id, buyer_id=user_id, payment_id=payment_id)
         if not isinstance(paying, seats.Paying):
-            return await self._answer_without_paying(paying, sale, payment_id, reservation_id, user_id, fingerprint)
+            answer = self._answer_without_paying(paying, sale, payment_id, reservation_id, user_id, fingerprint)
+            return await answer, True
+        repeated = paying.repeated == 1
         request = Authorisation(
             payment_id=payment_id,
             fingerprint=fingerprint,
             holding=holding_of(sale, reservation_id, user_id, paying),
             pay_deadline_ms=paying.pay_deadline_ms,
+            method=tender.method,
+            card_amount=tender.card_amount(paying.amount),
+            payment_method_id=tender.payment_method_id,
+            return_url=tender.return_url,
         )
         try:
             payment = await self._authorise.submit(request)
         except OutcomeUnknown as fault:
             logger.warning("payment %s: %s", payment_id, fault)
-            return _unknown(sale, request)  # its row, if there is one, is the reconciler's to finish
+            return _unknown(sale, request), repeated  # its row, if there is one, is the reconciler's to finish
         if isinstance(payment, PaymentRunning):
             await self._give_up(sale, reservation_id, paying.fence, payment_id)
-            return payment
+            return payment, repeated
         if payment.fingerprint != fingerprint or payment.reservation_id != reservation_id:
-            return IdempotencyKeyReused()
+            return IdempotencyKeyReused(), repeated
         if payment.status not in LIVE:
             if payment.public_status == "FAILED":
                 await self._give_up(sale, reservation_id, payment.fence, payment_id)
-            return payment
-        return await self._confirm(sale, payment)
+            return payment, repeated
+        return await self.go_on(sale, payment), repeated
 
-    async def _confirm(self, sale: Sale, payment: Payment) -> Answer:
+    async def go_on(self, sale: Sale, payment: Payment) -> Payment:
+        """Bring a payment as far as it goes now: ask its gateway, where it has one, and confirm what is authorised."""
+        if self._cards is not None:
+            try:
+                payment = await self._cards.advance(sale, payment)
+            except (StoreUnavailable, ScriptFault, *POSTGRES_AWAY) as fault:
+                logger.warning(
+                    "payment %s: what its gateway said is not written down yet: %r", payment.payment_id, fault
+                )
+        return await self._confirm(sale, payment) if payment.status == "AUTHORISED" else payment
+
+    async def _confirm(self, sale: Sale, payment: Payment) -> Payment:
         try:
             confirmed = await seats.confirm(
                 self._gate, sale, hold_id=payment.reservation_id, fence=payment.fence, payment_id=payment.payment_id
@@ -165,7 +231,7 @@ def _unknown(sale: Sale, request: Authorisation) -> Payment:
         user_id=holding.user_id,
         fence=holding.fence,
         fingerprint=request.fingerprint,
-        method="BALANCE",
+        method=request.method,
         status="PENDING",
         reason=None,
         needed=None,
@@ -174,6 +240,14 @@ def _unknown(sale: Sale, request: Authorisation) -> Payment:
         discount_amount=0,
         final_amount=holding.amount,
         refunded_amount=0,
+        balance_amount=request.balance_amount,
+        card_amount=request.card_amount,
+        payment_method_id=request.payment_method_id,
+        return_url=request.return_url,
+        gateway_ref=None,
+        action_url=None,
+        decline_code=None,
+        pay_deadline=moment(request.pay_deadline_ms),
         created_at=moment(request.pay_deadline_ms - sale.pay_s * 1000),
         paid_at=None,
         version=1,

@@ -109,11 +109,11 @@ class QueueTokens:
         return hmac.digest(self._key, body, hashlib.sha256)[:_MAC_BYTES]
 
 
-# --- passes -----------------------------------------------------------------------------------------------------------
+# --- keys -------------------------------------------------------------------------------------------------------------
 
 
-class PassKey(msgspec.Struct, frozen=True):
-    """A key that signs passes: its id, the 32 bytes of the private key in base64, and when it was published."""
+class SigningKey(msgspec.Struct, frozen=True):
+    """A key whose public half others know: its id, the 32 bytes of the private one in base64, when it was published."""
 
     kid: str
     private: str
@@ -131,10 +131,29 @@ class PassKey(msgspec.Struct, frozen=True):
         return {"kty": "OKP", "crv": "Ed25519", "x": public, "kid": self.kid, "alg": "EdDSA", "use": "sig"}
 
 
-def make_pass_key(published_at_ms: int) -> PassKey:
+def make_key(published_at_ms: int) -> SigningKey:
     """A new random key."""
     private = base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()).decode()
-    return PassKey(kid=secrets.token_hex(8), private=private, published_at_ms=published_at_ms)
+    return SigningKey(kid=secrets.token_hex(8), private=private, published_at_ms=published_at_ms)
+
+
+class Signer:
+    """Makes JWTs of one type with one key; the same claims make the same text.
+
+    They are put together by hand, as RFC 7515 says: the library takes as long again as the signature.
+    """
+
+    def __init__(self, key: SigningKey, type_: str) -> None:
+        self._private = key.private_key
+        self._header = _base64(msgspec.json.encode({"alg": "EdDSA", "kid": key.kid, "typ": type_}))
+
+    def sign(self, claims: dict[str, Any]) -> str:
+        """The text of a token that says this."""
+        signed = self._header + b"." + _base64(msgspec.json.encode(claims))
+        return (signed + b"." + _base64(self._private.sign(signed))).decode()
+
+
+# --- passes -----------------------------------------------------------------------------------------------------------
 
 
 class Passes:
@@ -145,17 +164,14 @@ class Passes:
         issuer: the `iss` of every pass.
     """
 
-    def __init__(self, keys: Sequence[PassKey], *, issuer: str = "lastseat") -> None:
+    def __init__(self, keys: Sequence[SigningKey], *, issuer: str = "lastseat") -> None:
         self._issuer = issuer
         self.use(keys)
 
-    def use(self, keys: Sequence[PassKey]) -> None:
+    def use(self, keys: Sequence[SigningKey]) -> None:
         """Take these keys from now on, after a rotation."""
         self._keys = sorted(keys, key=lambda key: key.published_at_ms)
-        self._private = {key.kid: key.private_key for key in self._keys}
-        self._headers = {
-            key.kid: _base64(msgspec.json.encode({"alg": "EdDSA", "kid": key.kid, "typ": "JWT"})) for key in self._keys
-        }
+        self._signers = {key.kid: Signer(key, "JWT") for key in self._keys}
         self.jwks: dict[str, Any] = {"keys": [key.jwk for key in self._keys]}
 
     def issue(self, *, sale_id: str, owner: str, queue_no: int, now_ms: int, until_ms: int) -> str:
@@ -170,30 +186,27 @@ class Passes:
             "exp": min(now_ms + PASS_LIFETIME_MS, until_ms) // 1000,
             "jti": secrets.token_hex(16),
         }
-        # Put together by hand, as RFC 7515 says: whoever is admitted gets one, and the library takes as long again
-        # as the signature.
-        signed = self._headers[key.kid] + b"." + _base64(msgspec.json.encode(claims))
-        return (signed + b"." + _base64(self._private[key.kid].sign(signed))).decode()
+        return self._signers[key.kid].sign(claims)
 
 
 def _base64(content: bytes) -> bytes:
     return base64.urlsafe_b64encode(content).rstrip(b"=")
 
 
-_STORED: Final = msgspec.json.Decoder(tuple[PassKey, ...])
+_STORED: Final = msgspec.json.Decoder(tuple[SigningKey, ...])
 
 
-async def find_pass_keys(postgres: asyncpg.Pool) -> tuple[PassKey, ...]:
+async def find_pass_keys(postgres: asyncpg.Pool) -> tuple[SigningKey, ...]:
     """The keys of this installation; the first process to ask makes the first one."""
     kept = await SQL.find_pass_keys.fetchval(postgres)
     if kept is None:
         # Published before everything: there is no older one that sites could have seen instead.
-        await SQL.add_pass_keys.execute(postgres, msgspec.json.encode([make_pass_key(0)]).decode())
+        await SQL.add_pass_keys.execute(postgres, msgspec.json.encode([make_key(0)]).decode())
         kept = await SQL.find_pass_keys.fetchval(postgres)
     return _STORED.decode(kept)
 
 
-async def rotate_pass_keys(postgres: asyncpg.Pool) -> tuple[PassKey, ...]:
+async def rotate_pass_keys(postgres: asyncpg.Pool) -> tuple[SigningKey, ...]:
     """Publish a new key, which signs from ten minutes later on, and drop those that signed nothing that still lives."""
     await find_pass_keys(postgres)
     async with postgres.acquire() as connection, connection.transaction():
@@ -204,6 +217,6 @@ async def rotate_pass_keys(postgres: asyncpg.Pool) -> tuple[PassKey, ...]:
         # A key signs until its successor has been published for a while; its last pass ends long before the hour is.
         superseded_before_ms = now_ms - PUBLISHED_BEFORE_MS - PUBLISHED_AFTER_MS
         kept = [key for key, successor in itertools.pairwise(known) if successor.published_at_ms > superseded_before_ms]
-        keys = (*kept, known[-1], make_pass_key(now_ms))
+        keys = (*kept, known[-1], make_key(now_ms))
         await SQL.edit_pass_keys.execute(connection, msgspec.json.encode(keys).decode())
     return keys

@@ -1,10 +1,10 @@
 """Waiters: who waits for the commit of a payment, and how they hear of it."""
 
 import asyncio
-import itertools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import asyncpg
@@ -21,9 +21,11 @@ from engine.stores.outbox import CHANNEL
 logger = logging.getLogger(__name__)
 
 # Rows are read this far apart at most.
-PACE_S: Final = 0.005
+PACE_S: Final = 0.01
 # A waiter looks at its row after this long without a word from the publisher.
 SILENCE_S: Final = 0.25
+# One timer for all who wait: it finds those that have heard nothing for too long, and those whose time is up.
+TICK_S: Final = 0.05
 
 
 class Waiters:
@@ -42,6 +44,7 @@ class Waiters:
         self._waiting: dict[str, set[_Waiting]] = {}
         # The last word of each sale: a number may be published before its waiter is here.
         self._heard: dict[str, tuple[int, int]] = {}
+        self._ticking = False
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["Waiters"]:
@@ -55,33 +58,21 @@ class Waiters:
 
     async def settled(self, sale: Sale, payment_id: str, n: int, *, within_s: float) -> Payment | None:
         """The payment's row once it is settled, or None when it was not within `within_s`; `n` is its number."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + within_s
-        waiting = _Waiting(sale.epoch, n)
-        if sale.sale_id in self._heard:
-            waiting.hear(*self._heard[sale.sale_id])
+        waiting = _Waiting(sale.epoch, n, payment_id, within_s)
         self._waiting.setdefault(sale.sale_id, set()).add(waiting)
+        if sale.sale_id in self._heard and waiting.is_called(*self._heard[sale.sale_id]):
+            self._look(waiting)
+        if not self._ticking:
+            self._ticking = True
+            asyncio.get_running_loop().call_later(TICK_S, self._tick)
         try:
-            while True:
-                try:
-                    async with asyncio.timeout_at(min(until, loop.time() + SILENCE_S)):
-                        await waiting.woken.wait()
-                except TimeoutError:
-                    pass
-                waiting.woken.clear()
-                try:
-                    payment = await self._rows.submit(payment_id)
-                except POSTGRES_AWAY as fault:
-                    logger.warning("payment %s: its row cannot be read: %r", payment_id, fault)
-                else:
-                    if payment is not None and payment.status not in LIVE:
-                        return payment
-                if loop.time() >= until:
-                    return None
+            return await waiting.answer
         finally:
             self._waiting[sale.sale_id].discard(waiting)
             if not self._waiting[sale.sale_id]:
                 del self._waiting[sale.sale_id]
+
+    # Waking --------------------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
         while True:
@@ -100,25 +91,77 @@ class Waiters:
     def _hear(self, sale_id: str, epoch: int, n: int) -> None:
         self._heard[sale_id] = (epoch, n)
         for waiting in self._waiting.get(sale_id, ()):
-            waiting.hear(epoch, n)
+            if waiting.is_called(epoch, n):
+                self._look(waiting)
 
     def _wake_all(self) -> None:
-        for waiting in itertools.chain.from_iterable(self._waiting.values()):
-            waiting.woken.set()
+        for of_sale in self._waiting.values():
+            for waiting in of_sale:
+                self._look(waiting)
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for of_sale in self._waiting.values():
+            for waiting in of_sale:
+                if now >= waiting.looks_at:
+                    self._look(waiting)
+        self._ticking = bool(self._waiting)
+        if self._ticking:
+            loop.call_later(TICK_S, self._tick)
+
+    # Looking -------------------------------------------------------------------------------------------------------
+
+    def _look(self, waiting: "_Waiting") -> None:
+        if waiting.looking:
+            waiting.again = True  # that look may have read the row before what it is woken for
+            return
+        waiting.looking = True
+        self._rows.submit(waiting.payment_id).add_done_callback(partial(self._looked, waiting))
+
+    def _looked(self, waiting: "_Waiting", row: "asyncio.Future[Payment | None]") -> None:
+        again, waiting.looking, waiting.again = waiting.again, False, False
+        if waiting.answer.done():
+            return
+        if row.cancelled():  # the loop ends
+            waiting.answer.cancel()
+            return
+        fault = row.exception()
+        payment = row.result() if fault is None else None
+        if isinstance(fault, POSTGRES_AWAY):
+            logger.warning("payment %s: its row cannot be read: %r", waiting.payment_id, fault)
+        elif fault is not None:
+            waiting.answer.set_exception(fault)
+            return
+        now = asyncio.get_running_loop().time()
+        if payment is not None and payment.status not in LIVE:
+            waiting.answer.set_result(payment)
+        elif now >= waiting.until:
+            waiting.answer.set_result(None)
+        elif again:
+            self._look(waiting)
+        else:
+            waiting.looks_at = min(waiting.until, now + SILENCE_S)
 
 
 class _Waiting:
     """One who waits for a number of its sale."""
 
-    def __init__(self, epoch: int, n: int) -> None:
+    def __init__(self, epoch: int, n: int, payment_id: str, within_s: float) -> None:
+        loop = asyncio.get_running_loop()
         self.epoch = epoch
         self.n = n
-        self.woken = asyncio.Event()
+        self.payment_id = payment_id
+        self.answer: asyncio.Future[Payment | None] = loop.create_future()
+        self.until = loop.time() + within_s
+        self.looks_at = min(self.until, loop.time() + SILENCE_S)
+        self.looking = False
+        # Woken while it looked.
+        self.again = False
 
-    def hear(self, epoch: int, n: int) -> None:
-        """Wake up if that concerns it: a number at or above its own, or another epoch."""
-        if epoch != self.epoch or n >= self.n:
-            self.woken.set()
+    def is_called(self, epoch: int, n: int) -> bool:
+        """Whether this word concerns it: a number at or above its own, or another epoch."""
+        return epoch != self.epoch or n >= self.n
 
 
 async def _read(postgres: asyncpg.Pool, payment_ids: list[str]) -> list[Payment | None]:

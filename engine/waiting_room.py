@@ -1,18 +1,11 @@
-"""The waiting room: a line that is kept in Redis, admitted by a tick, and polled without asking Redis.
+"""The waiting room: a line that is kept in Redis, one script a verb, and what Postgres keeps of it.
 
-A queue number comes from one counter; the line is a sorted set. Each process refreshes one snapshot per open room a few
-times a second and answers everybody behind `serving` from it: nothing is sent to the store. At or below `serving` a
-poll runs `enter`, in batches, and its answer is kept until its deadline or until the snapshot names its number ended.
-So store commands grow with time, processes and admissions, not with polls.
+A queue number comes from one counter; the line is a sorted set of owners scored by it, and a tick calls its head.
+How a process answers polls without asking Redis is in `rooms`.
 """
 
-import asyncio
-import bisect
-import random
-from collections import deque
-from collections.abc import Callable, Sequence
-from itertools import islice
-from typing import ClassVar, Final
+from collections.abc import Sequence
+from typing import Final
 
 import asyncpg
 import msgspec
@@ -20,14 +13,13 @@ from redis.exceptions import RedisError
 
 from engine import sales
 from engine.refusals import Busy, NotFound
-from engine.sales import Sale, SaleBook
+from engine.sales import Sale
 from engine.stores import queries
-from engine.stores.coalesce import Coalescer
 from engine.stores.connections import StoreUnavailable
 from engine.stores.keys import SaleKeys
 from engine.stores.outbox import Entry
 from engine.stores.queries import Connection
-from engine.stores.replies import Refusal, Reply, SaleRebuilding, SaleUnknown, StaleEpoch
+from engine.stores.replies import Refusal, Reply, Unavailable
 from engine.stores.scripts import Gate, Script
 
 SQL = queries.load("waiting_room")
@@ -35,25 +27,13 @@ SQL = queries.load("waiting_room")
 # Numbers are given out this far beyond the last checkpoint in Postgres: a counter that was lost goes on from there.
 CEILING_STEP: Final = 1_000_000
 
-# What a client is told to wait before it asks again.
-POLL_MIN_MS: Final = 250
+# What a client is told to wait before it asks again: at most, and while its token is ACTIVE.
 POLL_MAX_MS: Final = 30_000
 POLL_ACTIVE_MS: Final = 20_000
-POLL_UNKNOWN_MS: Final = 5_000
 # A poll may be this late before its person counts as absent.
 GRACE_MS: Final = 15_000
-# Signs of life are written only for people this close to their turn, and for at most so many of a room.
-REACH_S: Final = 120
-REACH_MAX: Final = 5_000
-SIGNS_AT_ONCE: Final = 200
 
-# Departures and ended numbers that one snapshot names.
-NAMED_MAX: Final = 1_000
-REFRESH_EVERY_S: Final = 0.1
-# A process remembers answers of at most so many people; beyond that it asks again.
-KEPT_MAX: Final = 100_000
 SCANNED_AT_ONCE: Final = 1_000
-ENDED_KEPT_MS: Final = 60_000
 
 
 class Joined(Reply, frozen=True):
@@ -141,8 +121,6 @@ class Snapshot(Reply, frozen=True):
     queue_nos: tuple[str, ...]
 
 
-Unavailable = SaleUnknown | StaleEpoch | SaleRebuilding
-
 JOIN = Script("waiting_room/join", SaleKeys, Joined | AdmittedWithoutNumber | QueueClosed | Busy | Unavailable)
 ENTER = Script("waiting_room/enter", SaleKeys, Token | AdmittedWithoutNumber | NotFound | Unavailable)
 LEAVE = Script("waiting_room/leave", SaleKeys, Left | NotFound | Unavailable)
@@ -151,6 +129,11 @@ PUT_BACK = Script("waiting_room/put_back", SaleKeys, PutBack | AdmittedWithoutNu
 ADMIT = Script("waiting_room/admit", SaleKeys, Admitted | Unavailable)
 SIGNS = Script("waiting_room/signs", SaleKeys, Signs | Unavailable)
 SNAPSHOT = Script("waiting_room/snapshot", SaleKeys, Snapshot | Unavailable)
+
+
+def is_on(sale: Sale) -> bool:
+    """Whether this sale has a line at all."""
+    return sale.room not in {"off", "bypass"}
 
 
 # What people do -------------------------------------------------------------------------------------------------------
@@ -192,325 +175,17 @@ async def admit(gate: Gate, sale: Sale, *, most: int) -> Admitted | Unavailable:
     return await sales.ask(gate, sale, ADMIT, most=most, poll_max_ms=POLL_MAX_MS, grace_ms=GRACE_MS)
 
 
-# Rooms as a process sees them -----------------------------------------------------------------------------------------
+# What a process asks, for everybody who polls it ----------------------------------------------------------------------
 
 
-class Eta(msgspec.Struct, frozen=True):
-    """How long somebody will wait, in seconds; nothing is known while nobody is being admitted."""
-
-    known: bool
-    p50_s: int | None = None
-    p90_s: int | None = None
+async def snapshot(gate: Gate, sale: Sale, *, gone_seq: int, ended_since_ms: int, most: int) -> Snapshot | Unavailable:
+    """Read a room as it stands, with at most `most` departures after `gone_seq` and numbers ended since then."""
+    return await sales.ask(gate, sale, SNAPSHOT, gone_seq=gone_seq, ended_since_ms=ended_since_ms, most=most)
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where somebody stands, as a poll is answered.
-
-    `epoch` is the one that the token shall be signed for; `queue_no` is 0 where the room gave out no number.
-    """
-
-    epoch: int
-    queue_no: int
-    status: str
-    ahead: int
-    eta: Eta
-    expires_at_ms: int
-    poll_after_ms: int
-    now_ms: int
-
-    @property
-    def position(self) -> int:
-        """1 for whoever is next; 0 for those who wait no more."""
-        return self.ahead + 1 if self.status == "WAITING" else 0
-
-
-class _Kept(msgspec.Struct):
-    """An answer of `enter` and the moment, by the store's clock, until which it stands."""
-
-    token: Token
-    until_ms: int
-
-
-class Room:
-    """One open room: its last snapshot, who left the line, how fast it moved, and the answers that still stand."""
-
-    RATES_MAX: ClassVar[int] = 300
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self.snapshot: Snapshot | None = None
-        self._read_at = 0.0
-        self._gone: list[int] = []
-        self._gone_seq = 0
-        # People admitted a second, one sample a second: the slow ones among them say what p90 is.
-        self._rates: deque[float] = deque(maxlen=self.RATES_MAX)
-        self._rated_at = 0.0
-        # The usual and the slow one among them: a crowd asks for them between two samples.
-        self._pace: tuple[float, float] | None = None
-        self.kept: dict[tuple[str, int], _Kept] = {}
-        self.signs: dict[str, tuple[int, int]] = {}
-
-    @property
-    def now_ms(self) -> int:
-        """The store's clock, as far as the last snapshot tells."""
-        if self.snapshot is None:
-            return 0
-        return self.snapshot.now_ms + round((self._clock() - self._read_at) * 1000)
-
-    def asks(self) -> dict[str, int]:
-        """What this room's next snapshot is asked with."""
-        # A second of overlap: what ended in the very millisecond of the last snapshot is named again.
-        since = self.snapshot.now_ms - 1000 if self.snapshot else 0
-        return {"gone_seq": self._gone_seq, "ended_since_ms": since, "most": NAMED_MAX}
-
-    def take(self, snapshot: Snapshot) -> None:
-        """Take over a newer snapshot."""
-        self.snapshot, self._read_at = snapshot, self._clock()
-        for queue_no in snapshot.queue_nos[: snapshot.gone_count]:
-            bisect.insort(self._gone, int(queue_no))
-        self._gone_seq = snapshot.gone_seq
-        del self._gone[: bisect.bisect_right(self._gone, snapshot.serving)]
-        self._forget(snapshot)
-        if self._clock() - self._rated_at >= 1.0 and snapshot.room in {"open", "draining"}:
-            self._rated_at = self._clock()
-            self._rates.append(snapshot.admitted / max(1, snapshot.admitted_in_s))
-            rates = sorted(rate for rate in self._rates if rate > 0)
-            self._pace = (rates[len(rates) // 2], rates[len(rates) // 10]) if rates else None
-
-    def _forget(self, snapshot: Snapshot) -> None:
-        """Drop answers whose number has ended, and those past their time."""
-        ended = snapshot.queue_nos[snapshot.gone_count :]
-        if len(ended) >= NAMED_MAX or len(self.kept) > KEPT_MAX:
-            self.kept.clear()  # more may have ended than were named
-        if ended and self.kept:
-            numbers = set(map(int, ended))
-            now_ms = snapshot.now_ms
-            # An answer that the number has ended is what the snapshot says, too.
-            self.kept = {
-                who: answer
-                for who, answer in self.kept.items()
-                if answer.until_ms > now_ms
-                and (who[1] not in numbers or answer.token.status not in {"WAITING", "ACTIVE"})
-            }
-
-    def has_left(self, queue_no: int) -> bool:
-        """Whether this number, which is behind `serving`, is known to have left the line."""
-        at = bisect.bisect_left(self._gone, queue_no)
-        return at < len(self._gone) and self._gone[at] == queue_no
-
-    def ahead_of(self, queue_no: int) -> int:
-        """How many people stand before this number, which is behind `serving`.
-
-        That is: the numbers from `serving` on without those that left, and whoever is called before all of them.
-        """
-        snapshot = self.snapshot
-        if snapshot is None:
-            return 0
-        gone_before = bisect.bisect_left(self._gone, queue_no)
-        ahead = queue_no - snapshot.serving - 1 - gone_before
-        joined_since = max(0, queue_no - snapshot.queue_no)
-        if ahead >= snapshot.behind + joined_since:
-            # The store was lost, and the counter went on from the ceiling: nobody has the numbers in between. Then the
-            # people after this number are counted instead. (Numbers that were not put back yet may still come back.)
-            after = max(0, snapshot.queue_no - queue_no - (len(self._gone) - gone_before))
-            most = max(0, snapshot.behind + joined_since - 1)
-            ahead = most - after if after <= most else most
-        return ahead + snapshot.returned + snapshot.waiting - snapshot.behind
-
-    def eta_of(self, ahead: int) -> Eta:
-        """How long this many people take, from the rates of the last minutes."""
-        snapshot = self.snapshot
-        if snapshot is None or snapshot.room not in {"open", "draining"}:
-            return Eta(known=False)
-        free = min(snapshot.active_max - snapshot.active, snapshot.admitted_per_minute_max - snapshot.admitted)
-        if ahead < free:
-            return Eta(known=True, p50_s=1, p90_s=2)
-        if self._pace is None or snapshot.admitted == 0:
-            return Eta(known=False)
-        usual, slow = self._pace
-        return Eta(known=True, p50_s=round((ahead + 1) / usual), p90_s=round((ahead + 1) / min(slow, usual * 0.8)) + 1)
-
-    def reaches(self, queue_no: int) -> bool:
-        """Whether somebody's turn may come within `REACH_S`, so that their signs of life matter.
-
-        The cap decides, not the rate of the moment: with a rate that falls, people would drop out of reach again, go on
-        polling unnoted, and count as absent when it rises.
-        """
-        snapshot = self.snapshot
-        if snapshot is None:
-            return False
-        return queue_no - snapshot.serving <= min(REACH_MAX, snapshot.admitted_per_minute_max * REACH_S // 60)
-
-
-def poll_after_ms(eta: Eta) -> int:
-    """When to ask again: sooner near the front, spread so that a crowd does not ask at once."""
-    usual = POLL_UNKNOWN_MS if eta.p50_s is None else eta.p50_s * 400
-    jittered = usual * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
-    return int(min(POLL_MAX_MS, max(POLL_MIN_MS, jittered)))
-
-
-class Rooms:
-    """The open rooms of one process.
-
-    Args:
-        gate: the way into Redis.
-        book: the sales that this process knows.
-        postgres: asked how a number ended, before one of an older epoch is put back.
-    """
-
-    def __init__(self, gate: Gate, book: SaleBook, postgres: asyncpg.Pool) -> None:
-        self._gate = gate
-        self._book = book
-        self._postgres = postgres
-        self._rooms: dict[str, Room] = {}
-        self._ends: Coalescer[tuple[str, int, str], Token | NotFound | None] = Coalescer(self._read_ends, most=256)
-
-    async def refresh(self) -> None:
-        """Read a snapshot of each open room and write the signs of life; a few times a second.
-
-        Raises StoreUnavailable, when what is known simply grows older.
-        """
-        wanted = [sale for sale in self._book.sales() if is_on(sale)]
-        for sale_id in self._rooms.keys() - {sale.sale_id for sale in wanted}:
-            del self._rooms[sale_id]
-        await asyncio.gather(*[self._refresh(sale) for sale in wanted])
-
-    async def find(self, sale: Sale) -> Room | Unavailable:
-        """The room of a sale, read now if this process has not seen it yet."""
-        room = self._rooms.get(sale.sale_id)
-        if room is None or room.snapshot is None:
-            refusal = await self._refresh(sale)
-            if refusal is not None:
-                return refusal
-            room = self._rooms[sale.sale_id]
-        return room
-
-    async def _refresh(self, sale: Sale) -> Unavailable | None:
-        room = self._rooms.get(sale.sale_id)
-        if room is None:
-            room = Room(asyncio.get_running_loop().time)
-        while True:
-            found = await sales.ask(self._gate, sale, SNAPSHOT, **room.asks())
-            if not isinstance(found, Snapshot):
-                return found
-            if room.snapshot is not None and room.snapshot.epoch != found.epoch:
-                # Another copy of the sale: departures and ended numbers are counted anew, so all are asked for again.
-                room = Room(asyncio.get_running_loop().time)
-                continue
-            room.take(found)
-            if not found.more:
-                break
-        self._rooms[sale.sale_id] = room
-        await self._write_signs(sale, room)
-        return None
-
-    async def _write_signs(self, sale: Sale, room: Room) -> None:
-        while room.signs:
-            people = dict(islice(room.signs.items(), SIGNS_AT_ONCE))
-            flat = [value for owner, sign in people.items() for value in (owner, *sign)]
-            # Only what was written is dropped: a person whose sign is lost would be passed over as absent.
-            await sales.ask(self._gate, sale, SIGNS, signs=flat)
-            for owner, sign in people.items():
-                if room.signs.get(owner) is sign:
-                    del room.signs[owner]
-
-    async def poll(
-        self, sale: Sale, *, owner: str, queue_no: int, epoch: int, visitor: str = ""
-    ) -> Place | NotFound | Busy | Unavailable:
-        """Answer a personal poll: from memory for those who wait, by `enter` for those whose turn it is.
-
-        `epoch` is that of the token presented: one of an older epoch is put back in line first.
-        """
-        room = await self.find(sale)
-        if not isinstance(room, Room):
-            return room
-        snapshot = room.snapshot
-        if snapshot is None or snapshot.room in {"off", "bypass"}:
-            return self.without_number(room, sale, queue_no=queue_no, epoch=epoch)
-        if epoch != snapshot.epoch:
-            ended = await self._ends.submit((sale.sale_id, queue_no, owner))
-            if ended is not None:
-                return ended if isinstance(ended, NotFound) else self._place(room, ended, POLL_MAX_MS)
-            back = await put_back(self._gate, sale, owner=owner, queue_no=queue_no, visitor=visitor)
-            if isinstance(back, AdmittedWithoutNumber):
-                return self.without_number(room, sale, queue_no=queue_no, epoch=epoch)
-            if not isinstance(back, PutBack):
-                return back
-            queue_no = back.queue_no
-            if back.status not in {"WAITING", "ACTIVE"}:
-                return self._place(room, Token(back.status, queue_no, 0, 0), POLL_MAX_MS)
-        if queue_no > snapshot.serving and not room.has_left(queue_no):
-            return self._from_memory(room, owner, queue_no)
-        return await self._by_entering(room, sale, owner, queue_no)
-
-    async def _read_ends(self, numbers: list[tuple[str, int, str]]) -> list[Token | NotFound | None]:
-        """How these numbers of an older epoch ended; None for what Postgres does not know as ended."""
-        rows = await SQL.find_ends.fetch(self._postgres, *map(list, zip(*numbers, strict=True)))
-        ends: list[Token | NotFound | None] = [None] * len(numbers)
-        for row in rows:
-            at = row["at"] - 1
-            ends[at] = Token(row["status"], numbers[at][1], 0, 0) if row["lately"] else NotFound()
-        return ends
-
-    def _from_memory(self, room: Room, owner: str, queue_no: int) -> Place:
-        ahead = room.ahead_of(queue_no)
-        place = self._place(room, Token("WAITING", queue_no, ahead, 0), None)
-        if room.reaches(queue_no):
-            room.signs[owner] = (queue_no, place.poll_after_ms + GRACE_MS)
-        return place
-
-    async def _by_entering(self, room: Room, sale: Sale, owner: str, queue_no: int) -> Place | NotFound | Unavailable:
-        kept = room.kept.get((owner, queue_no))
-        if kept is not None and kept.until_ms > room.now_ms:
-            return self._place(room, kept.token, POLL_ACTIVE_MS if kept.token.status == "ACTIVE" else None)
-        after_ms = poll_after_ms(Eta(known=False))
-        token = await enter(self._gate, sale, owner=owner, queue_no=queue_no, overdue_in_ms=after_ms + GRACE_MS)
-        if isinstance(token, AdmittedWithoutNumber):
-            return self.without_number(room, sale, queue_no=queue_no)
-        if not isinstance(token, Token):
-            return token
-        if token.status == "ACTIVE":
-            until_ms = token.expires_at_ms
-        else:
-            until_ms = room.now_ms + (after_ms // 2 if token.status == "WAITING" else ENDED_KEPT_MS)
-        room.kept[owner, queue_no] = _Kept(token, until_ms)
-        return self._place(room, token, POLL_ACTIVE_MS if token.status == "ACTIVE" else after_ms)
-
-    def _place(self, room: Room, token: Token, after_ms: int | None) -> Place:
-        eta = room.eta_of(token.ahead) if token.status == "WAITING" else Eta(known=False)
-        return Place(
-            epoch=room.snapshot.epoch if room.snapshot else 0,
-            queue_no=token.queue_no,
-            status=token.status,
-            ahead=token.ahead,
-            eta=eta,
-            expires_at_ms=token.expires_at_ms,
-            poll_after_ms=poll_after_ms(eta) if after_ms is None else after_ms,
-            now_ms=room.now_ms,
-        )
-
-    def joined(self, room: Room, joined: Joined) -> Place:
-        """The place of somebody who just joined, from the same memory that answers the polls."""
-        ahead = room.ahead_of(joined.queue_no) if joined.status == "WAITING" else 0
-        return self._place(room, Token(joined.status, joined.queue_no, ahead, 0), None)
-
-    def without_number(self, room: Room, sale: Sale, *, queue_no: int = 0, epoch: int | None = None) -> Place:
-        """Everybody is let in: there is no line; who has a number keeps it, in case there is one again."""
-        return Place(
-            epoch=sale.epoch if epoch is None else epoch,
-            queue_no=queue_no,
-            status="ACTIVE",
-            ahead=0,
-            eta=Eta(known=False),
-            expires_at_ms=0,
-            poll_after_ms=POLL_ACTIVE_MS,
-            now_ms=room.now_ms,
-        )
-
-
-def is_on(sale: Sale) -> bool:
-    """Whether this sale has a line at all."""
-    return sale.room not in {"off", "bypass"}
+async def note_signs(gate: Gate, sale: Sale, *, signs: Sequence[tuple[str, int, int]]) -> Signs | Unavailable:
+    """Note who polled near the front, each as owner, queue number and milliseconds until the next poll is overdue."""
+    return await sales.ask(gate, sale, SIGNS, signs=[value for sign in signs for value in sign])
 
 
 # What Postgres keeps --------------------------------------------------------------------------------------------------
@@ -587,6 +262,16 @@ async def record_processed(connection: Connection, sale: Sale, processed: Sequen
     """Write that the owners of these numbers have bought, given as (queue_no, owner)."""
     numbers = dict(sorted(processed))
     await SQL.process_tokens.execute(connection, sale.sale_id, sale.epoch, list(numbers), list(numbers.values()))
+
+
+async def find_ends(postgres: asyncpg.Pool, numbers: Sequence[tuple[str, int, str]]) -> list[Token | NotFound | None]:
+    """How these numbers ended, given as (sale_id, queue_no, owner); None for what Postgres does not know as ended."""
+    rows = await SQL.find_ends.fetch(postgres, *map(list, zip(*numbers, strict=True)))
+    ends: list[Token | NotFound | None] = [None] * len(numbers)
+    for row in rows:
+        at = row["at"] - 1
+        ends[at] = Token(row["status"], numbers[at][1], 0, 0) if row["lately"] else NotFound()
+    return ends
 
 
 async def resync(gate: Gate, connection: Connection, sale: Sale) -> None:

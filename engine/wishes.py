@@ -27,12 +27,11 @@ from engine.seats import (
     SaleNotOpen,
     SeatUnknown,
     SoldOut,
-    Unavailable,
     is_seat_no,
     lines_of,
 )
 from engine.stores.keys import SaleKeys
-from engine.stores.replies import Reply
+from engine.stores.replies import Reply, Unavailable
 from engine.stores.scripts import Gate, Script
 
 # Repeats of one request, at most: each has looked at 64 units of the hall or ended lapsed holds.

@@ -8,7 +8,7 @@ from typing import Any
 
 import uvloop
 
-from loadtests import bench_engine, bench_http
+from loadtests import bench_engine, bench_http, bench_imports
 from loadtests.results import Row, print_table, write
 
 Part = Callable[[], Coroutine[Any, Any, tuple[list[Row], list[str]]]]
@@ -26,10 +26,16 @@ async def _persist() -> tuple[list[Row], list[str]]:
     return [await bench_engine.persist()], []
 
 
+async def _imports() -> tuple[list[Row], list[str]]:
+    return [await bench_imports.imports()], []
+
+
 PARTS: dict[str, Part] = {
     "engine": _engine,
     "http": bench_http.requests_and_polls,
     "journeys": bench_http.whole_journeys,
+    "cards": bench_http.card_journeys,
+    "imports": _imports,
     "persist": _persist,
     "line": _line,
 }

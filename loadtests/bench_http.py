@@ -6,8 +6,9 @@ import statistics
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import asyncpg
 from redis.asyncio import Redis
@@ -21,6 +22,7 @@ REQUESTS = 6_000
 CALLERS = 64
 BUYERS = 2_000
 JOURNEYS = 8_000
+CARD_JOURNEYS = 4_000
 JOURNEY_CALLERS = 1024
 JOURNEY_PROCESSES = 2
 
@@ -93,9 +95,9 @@ class Bench:
         requests = [self._post(path, n, {"seats": [seat_no(next(self._seat))]}) for n in range(REQUESTS)]
         return await drive(self.client, requests, 201)
 
-    async def rows(self) -> Measured:
+    async def rows(self, path: str = "/twins/framework/rows") -> Measured:
         """The twin that holds a seat by one UPDATE … RETURNING."""
-        requests = [self._post("/twins/rows", n, {"seats": [f"A-1-{next(self._row)}"]}) for n in range(REQUESTS)]
+        requests = [self._post(path, n, {"seats": [f"A-1-{next(self._row)}"]}) for n in range(REQUESTS)]
         return await drive(self.client, requests, 201)
 
     async def joins(self, sale_id: str, tokens: Sequence[str]) -> Measured:
@@ -124,11 +126,12 @@ async def requests_and_polls() -> tuple[list[Row], list[str]]:
         joiners = await running.make_buyers(REQUESTS)
         bench = Bench(running, tokens)
         await running.client.request(
-            "POST", "/twins/seats", headers=headers(tokens[0]), body={"seats": [f"A-1-{REQUESTS * (ROUNDS + 1)}"]}
+            "POST", "/twins/seats", headers=headers(tokens[0]), body={"seats": [f"A-1-{REQUESTS * ROUNDS * 2}"]}
         )
         schedule_id, _ = await running.make_sale(REQUESTS * (ROUNDS + 1))
         found: dict[str, list[float]] = {
-            name: [] for name in ("post", "get", "reserve", "rows", "join", "poll", "bare_post", "bare_get")
+            name: []
+            for name in ("post", "get", "reserve", "rows", "join", "poll", "bare_post", "bare_get", "bare_rows")
         }
         waiting_sale = await _line(running, bench, joiners[:500])
         redis = Redis.from_url(str(running.settings.redis_url))
@@ -143,6 +146,7 @@ async def requests_and_polls() -> tuple[list[Row], list[str]]:
             await running.open_room(sale_id, state="prequeue")
             found["join"].append((await bench.joins(sale_id, joiners)).per_s)
             found["get"].append((await bench.noop_gets()).per_s)
+            found["bare_rows"].append((await bench.rows("/twins/rows")).per_s)
             found["bare_post"].append((await bench.noop_posts("/twins/noop")).per_s)
             found["bare_get"].append((await bench.noop_gets("/twins/noop")).per_s)
             await asyncio.sleep(1.0)  # the joins before this are still on their way to Postgres
@@ -164,7 +168,7 @@ async def requests_and_polls() -> tuple[list[Row], list[str]]:
             middle["reserve"],
             middle["rows"],
             unit="req/s",
-            against="UPDATE … RETURNING through a pool, same API process",
+            against="UPDATE … RETURNING through a pool by a handler of the framework, 1 API process",
             wanted=2.0,
         ),
         ratio_row(
@@ -181,8 +185,10 @@ async def requests_and_polls() -> tuple[list[Row], list[str]]:
         f"{commands / polled_s:,.0f}/s; at rest: {idle:,.0f}/s. They grow with time, not with polls."
     )
     bare = (
-        f"No-ops by our own face, without the framework's handlers: POST {middle['bare_post']:,.0f}/s, "
-        f"GET {middle['bare_get']:,.0f}/s (reservations are {middle['reserve'] / middle['bare_post']:.2f} of that, "
+        f"By our own face, without the framework's handlers: POST no-op {middle['bare_post']:,.0f}/s, "
+        f"GET no-op {middle['bare_get']:,.0f}/s, UPDATE … RETURNING {middle['bare_rows']:,.0f}/s (reservations are "
+        f"{middle['reserve'] / middle['bare_post']:.2f} of that no-op and "
+        f"{middle['reserve'] / middle['bare_rows']:.2f} of that row, "
         f"joins {middle['join'] / middle['bare_post']:.2f}, polls {middle['poll'] / middle['bare_get']:.2f})."
     )
     return rows, [note, bare]
@@ -235,7 +241,13 @@ class Lag:
             await asyncio.sleep(0.005)
 
 
-async def journeys(running: Shop, tokens: Sequence[str], count: int) -> Journeys:
+BY_BALANCE: Mapping[str, Any] = {"method": "BALANCE"}
+BY_CARD: Mapping[str, Any] = {"method": "CARD", "card": {"payment_method_id": "pm_card_visa"}}
+
+
+async def journeys(
+    running: Shop, tokens: Sequence[str], count: int, tender: Mapping[str, Any] = BY_BALANCE
+) -> Journeys:
     """Join, ask, reserve, pay, a seat each; ends when every payment is durable, and counts what Postgres has."""
     schedule_id, sale_id = await running.make_sale(count)
     await running.open_room(sale_id)
@@ -267,7 +279,7 @@ async def journeys(running: Shop, tokens: Sequence[str], count: int) -> Journeys
             endings[f"reserve {held.status} {held.body.decode()[:120]}"] += 1
             return
         path = f"/v1/reservations/{held.json()['reservation_id']}/payments"
-        paid = await step("pay", client.encode("POST", path, headers=headers(token), body={"method": "BALANCE"}))
+        paid = await step("pay", client.encode("POST", path, headers=headers(token), body=tender))
         endings[f"pay {paid.status}"] += 1
 
     async def caller() -> None:
@@ -295,7 +307,8 @@ SELECT
   (SELECT count(*) FROM tickets WHERE sale_id = $1) AS tickets,
   (SELECT count(*) FROM seats WHERE sale_id = $1 AND sold) AS seats,
   (SELECT count(*) FROM payments WHERE sale_id = $1 AND status = 'SUCCESS') AS payments,
-  (SELECT sum(amount) FROM balance_history JOIN payments USING (payment_id) WHERE sale_id = $1) AS money
+  (SELECT coalesce(sum(amount), 0) FROM balance_history JOIN payments USING (payment_id) WHERE sale_id = $1)
+    + (SELECT coalesce(sum(card_amount), 0) FROM payments WHERE sale_id = $1 AND status = 'SUCCESS') AS money
 """
 
 
@@ -335,3 +348,19 @@ async def whole_journeys() -> tuple[list[Row], list[str]]:
         measured = Measured(0.0, [each for run in runs for each in run.times_ms[name]])
         steps.append(f"{name} {measured.percentile(0.5):.0f}/{measured.percentile(0.99):.0f}")
     return rows, [f"Journeys, p50/p99 of each step in ms: {', '.join(steps)}."]
+
+
+async def card_journeys() -> tuple[list[Row], list[str]]:
+    """The same journeys paid by card: a simulated gateway, one more process on this machine, is asked for each."""
+    async with shop(processes=JOURNEY_PROCESSES, connections_max=JOURNEY_CALLERS, cards=True) as running:
+        tokens = await running.make_buyers(CARD_JOURNEYS)
+        await journeys(running, tokens, CARD_JOURNEYS // 4, BY_CARD)  # warm
+        runs = [await journeys(running, tokens, CARD_JOURNEYS, BY_CARD) for _ in range(ROUNDS)]
+    row = Row(
+        "card_journeys_per_s",
+        value=statistics.median(run.per_s for run in runs),
+        unit="journeys/s",
+        against=f"{JOURNEY_PROCESSES} API processes, 1 worker and 1 simulated gateway, every count right",
+    )
+    pay = Measured(0.0, [each for run in runs for each in run.times_ms["pay"]])
+    return [row], [f"Paying by card, p50/p99 in ms: {pay.percentile(0.5):.0f}/{pay.percentile(0.99):.0f}."]

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import cast
 
@@ -34,45 +35,50 @@ def encode(command: Sequence[str | bytes | int]) -> bytes:
     return encoded
 
 
-def drive(host: str, port: int, commands: Sequence[bytes], *, first_word: bytes | None = None) -> Ceiling:
+def drive(
+    host: str, port: int, commands: Sequence[bytes], *, first_word: bytes | None = None, silent_s: float = 30.0
+) -> Ceiling:
     """Send every encoded command over 50 connections, 16 deep, and return the rate.
 
     An error reply raises, and so does an answer whose first operation does not begin with `first_word`: a ceiling
-    made of refusals would flatter us.
+    made of refusals would flatter us. So does a store that answers nobody for `silent_s`.
     """
-    selector = selectors.DefaultSelector()
     waiting = [b"".join(commands[at : at + PIPELINE]) for at in range(0, len(commands), PIPELINE)]
     counts = [len(commands[at : at + PIPELINE]) for at in range(0, len(commands), PIPELINE)]
-    connections = [socket.create_connection((host, port)) for _ in range(min(CONNECTIONS, len(waiting)))]
     answered = 0
     following = 0
-    for connection in connections:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    begun = time.perf_counter()
-    for connection in connections:
-        selector.register(connection, selectors.EVENT_READ, [hiredis.Reader(), counts[following]])
-        connection.sendall(waiting[following])
-        following += 1
-    while answered < len(commands):
-        for key, _ in selector.select(timeout=30):
-            asked = cast("socket.socket", key.fileobj)
-            reader, _left = key.data
-            received = asked.recv(65536)
-            if not received:
-                raise ConnectionError("the store closed a connection in the middle of the measurement")
-            reader.feed(received)
-            while (reply := reader.gets()) is not False:
-                _check(reply, first_word)
-                answered += 1
-                key.data[1] -= 1
-            if key.data[1] == 0 and following < len(waiting):
-                key.data[1] = counts[following]
-                asked.sendall(waiting[following])
-                following += 1
-    took = time.perf_counter() - begun
-    for connection in connections:
-        selector.unregister(connection)
-        connection.close()
+    with ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        connections = [
+            stack.enter_context(socket.create_connection((host, port))) for _ in range(min(CONNECTIONS, len(waiting)))
+        ]
+        for connection in connections:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        begun = time.perf_counter()
+        for connection in connections:
+            selector.register(connection, selectors.EVENT_READ, [hiredis.Reader(), counts[following]])
+            connection.sendall(waiting[following])
+            following += 1
+        while answered < len(commands):
+            ready = selector.select(timeout=silent_s)
+            if not ready:
+                raise TimeoutError(f"the store answered nothing for {silent_s} s in the middle of the measurement")
+            for key, _ in ready:
+                asked = cast("socket.socket", key.fileobj)
+                reader, _left = key.data
+                received = asked.recv(65536)
+                if not received:
+                    raise ConnectionError("the store closed a connection in the middle of the measurement")
+                reader.feed(received)
+                while (reply := reader.gets()) is not False:
+                    _check(reply, first_word)
+                    answered += 1
+                    key.data[1] -= 1
+                if key.data[1] == 0 and following < len(waiting):
+                    key.data[1] = counts[following]
+                    asked.sendall(waiting[following])
+                    following += 1
+        took = time.perf_counter() - begun
     return Ceiling(per_s=len(commands) / took, driver="raw-protocol Python driver")
 
 

@@ -26,6 +26,15 @@ RETRY_AFTER_MAX_S = 5.0
 DROPPED_ABOVE = 0.2
 """Which share of the hall must be free for seats to be dropped."""
 
+CARD_SHARE = 0.35
+"""Which share of a crowd pays by card, where cards are taken."""
+DECLINED_SHARE = 0.08
+"""Which share of those shows a card first that is declined."""
+CANCELLED_SHARE = 0.05
+"""Which share of those who bought two seats and more gives one back."""
+GOOD_CARD, BAD_CARD = "pm_card_visa", "pm_card_insufficientFunds"
+"""Payment methods of the simulated gateway."""
+
 
 class Habit(enum.Enum):
     """What somebody came to do."""
@@ -161,6 +170,7 @@ class Crowd:
         arrive_within_s: float = 5.0,
         think_s: float = 0.5,
         seed: int = 0,
+        cards: bool = False,
     ) -> None:
         self.client = client
         self.sale_id = sale_id
@@ -169,6 +179,7 @@ class Crowd:
         self.history = history
         self.arrive_within_s = arrive_within_s
         self.think_s = think_s
+        self.cards = cards
         self.tally = Tally()
         self.sold_out = asyncio.Event()
         self.hall: dict[str, Seat] = {}
@@ -344,8 +355,33 @@ class Buyer:
             raise Gone("walked away")
         await self._think(2.0)
         path = f"/v1/reservations/{held.reservation_id}"
+        by_card = self.crowd.cards and self.person.habit is not Habit.POOR and self.dice.random() < CARD_SHARE
+        key, answer = await self._pay(path, self._card() if by_card else {"method": "BALANCE"})
+        if by_card and answer.status == 402:
+            key, answer = await self._pay(path, {"method": "CARD", "card": {"payment_method_id": GOOD_CARD}})
+        if answer.status in (200, 201):
+            payment = msgspec.json.decode(answer.body, type=Payment)
+            if payment.status == "SUCCESS":
+                self._heard("confirmed", key, held.reservation_id, seat_nos, payment.final_amount, payment.payment_id)
+                self.crowd.tally.stages["sold"] += len(seat_nos)
+                # Towards the end nobody is left to buy what comes back.
+                if len(seat_nos) > 1 and self.free_share > DROPPED_ABOVE and self.dice.random() < CANCELLED_SHARE:
+                    await self._give_back(path, seat_nos[0])
+                raise Gone("bought")
+            raise Gone(f"refused: {payment.reason}")
+        if answer.status == 402:
+            await self._ask("release", "DELETE", path, self._user)
+            await self._leave("had too little money")
+        raise Gone("payment unknown" if answer.status == 202 else f"refused: {_word_of(answer)}")
+
+    def _card(self) -> dict[str, object]:
+        method = BAD_CARD if self.dice.random() < DECLINED_SHARE else GOOD_CARD
+        return {"method": "CARD", "card": {"payment_method_id": method}}
+
+    async def _pay(self, path: str, body: object) -> tuple[str, Answer]:
+        """Pay, and ask until it is decided; returns the payment's key and the last answer."""
         key = secrets.token_hex(8)
-        answer = await self._write("pay", "POST", f"{path}/payments", self._user, {"method": "BALANCE"}, key=key)
+        answer = await self._write("pay", "POST", f"{path}/payments", self._user, body, key=key)
         address = answer.header("location") or ""
         for _ in range(ATTEMPTS_MAX):
             if answer.status != 202:
@@ -354,17 +390,14 @@ class Buyer:
             answer = await self._ask("pay later", "GET", address, self._user)
             if answer.status == 200 and answer.json()["status"] == "PENDING":
                 answer.status = 202
-        if answer.status in (200, 201):
-            payment = msgspec.json.decode(answer.body, type=Payment)
-            if payment.status == "SUCCESS":
-                self._heard("confirmed", key, held.reservation_id, seat_nos, payment.final_amount, payment.payment_id)
-                self.crowd.tally.stages["sold"] += len(seat_nos)
-                raise Gone("bought")
-            raise Gone(f"refused: {payment.reason}")
-        if answer.status == 402:
-            await self._ask("release", "DELETE", path, self._user)
-            await self._leave("had too little money")
-        raise Gone("payment unknown" if answer.status == 202 else f"refused: {_word_of(answer)}")
+        return key, answer
+
+    async def _give_back(self, path: str, seat_no: str) -> None:
+        """Cancel one seat of those bought: it is refunded to where the money came from, and on sale again."""
+        answer = await self._write("cancel", "POST", f"{path}/cancellations", self._user, {"seats": [seat_no]})
+        if answer.status == 201:
+            self.crowd.tally.stages["sold"] -= 1
+            self.crowd.tally.stages["given back"] += 1
 
     def _heard(
         self,

@@ -21,7 +21,7 @@ from typing import Any
 
 import asyncpg
 
-from engine.settings import Settings
+from engine.settings import SIMULATED_KEY, Settings
 from engine.stores import embedded
 from engine.stores.connections import RedisClient, open_postgres, open_redis
 from loadtests.client import Client, NoAnswer
@@ -99,21 +99,28 @@ def seat_no(n: int, *, per_row: int = 1000) -> str:
 
 
 @asynccontextmanager
-async def shop(*, processes: int = 1, connections_max: int = 256) -> AsyncIterator[Shop]:
-    """Start a shop in a scratch folder and stop it at the end."""
+async def shop(*, processes: int = 1, connections_max: int = 256, cards: bool = False) -> AsyncIterator[Shop]:
+    """Start a shop in a scratch folder and stop it at the end; with `cards` a simulated gateway stands beside it."""
     with tempfile.TemporaryDirectory(prefix="lastseat-load-") as folder:
         settings = Settings(
             data_dir=f"{folder}/data",
             port=_free_port(),
             workers=processes,
             admin_key=f"lsk_{secrets.token_urlsafe(24)}",
+            stripe_api_key=SIMULATED_KEY if cards else None,
+            stripe_api_base=f"http://127.0.0.1:{_free_port()}" if cards else None,
+            stripe_webhook_secret=f"whsec_{secrets.token_hex(12)}" if cards else None,
         )
         with embedded.provide(settings) as known:
             environ = {**os.environ, **known.to_environment()}
-            with (
-                running([sys.executable, "-m", "loadtests.twins"], environ, Path(folder) / "api.log"),
-                running([sys.executable, "-m", "cli.main", "worker"], environ, Path(folder) / "worker.log"),
-            ):
+            verbs = ["worker", *(["gateway"] if cards else [])]
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(
+                    running([sys.executable, "-m", "loadtests.twins"], environ, Path(folder) / "api.log")
+                )
+                for verb in verbs:
+                    command = [sys.executable, "-m", "cli.main", verb]
+                    stack.enter_context(running(command, environ, Path(folder) / f"{verb}.log"))
                 async with Client("127.0.0.1", known.port, connections_max=connections_max) as client:
                     await _wait_until_ready(client, Path(folder))
                     yield Shop(client, Path(folder), known)

@@ -12,6 +12,7 @@ SELECT
   (SELECT count(*) FROM balance_history) AS balance_history,
   (SELECT count(*) FROM tickets) AS tickets,
   (SELECT count(*) FROM queue_tokens) AS queue_tokens,
+  (SELECT count(*) FROM refunds) AS refunds,
   (SELECT count(*) FROM restores) AS restores,
   (SELECT count(*) FROM applied_batches) AS applied_batches,
   (SELECT coalesce(sum(count), 0)::bigint FROM applied_batches) AS applied_entries;
@@ -87,8 +88,20 @@ SELECT payment_id, payments.status, payments.final_amount, payments.user_id, pay
   ARRAY(
     SELECT seat_no
     FROM reservation_seats
-    WHERE reservation_seats.reservation_id = payments.reservation_id AND reservation_seats.status = 'CLAIMED'
-  ) AS seats
+    WHERE reservation_seats.reservation_id = payments.reservation_id
+      AND (
+        reservation_seats.status = 'CLAIMED'
+        -- Bought, and given back since.
+        OR EXISTS (
+          SELECT FROM cancellations
+          WHERE cancellations.reservation_id = payments.reservation_id
+            AND reservation_seats.seat_no = ANY (cancellations.seat_nos)
+        )
+      )
+  ) AS seats,
+  ARRAY(
+    SELECT unnest(seat_nos) FROM cancellations WHERE cancellations.reservation_id = payments.reservation_id
+  ) AS given_back
 FROM payments
 LEFT JOIN reservations USING (reservation_id)
 WHERE payment_id = ANY ($1::uuid[]);
@@ -121,20 +134,121 @@ ORDER BY reservation_id
 LIMIT $1;
 
 -- name: find_uneven_captures
--- Payments whose lines in the history are not what was captured and refunded.
-SELECT payment_id, status, captured, used, refunded_amount, refunded, count(*) OVER () AS total
+-- Payments whose balance leg is not what their history took.
+SELECT payment_id, status, captured, used, count(*) OVER () AS total
 FROM (
-  SELECT payments.payment_id, payments.status, payments.refunded_amount, payments.final_amount, payments.method,
-    CASE WHEN payments.status IN ('SUCCESS', 'PARTIALLY_REFUNDED', 'REFUNDED') THEN payments.balance_amount ELSE 0 END
-      AS captured,
-    coalesce(sum(history.amount) FILTER (WHERE history.type = 'USE'), 0)::bigint AS used,
-    coalesce(sum(history.amount) FILTER (WHERE history.type = 'REFUND'), 0)::bigint AS refunded
+  SELECT payments.payment_id, payments.status,
+    CASE
+      WHEN payments.status IN ('SUCCESS', 'UNCOLLECTED', 'PARTIALLY_REFUNDED', 'REFUNDED') THEN payments.balance_amount
+      ELSE 0
+    END AS captured,
+    coalesce(sum(history.amount) FILTER (WHERE history.type = 'USE'), 0)::bigint AS used
   FROM payments
   LEFT JOIN balance_history AS history USING (payment_id)
   GROUP BY payments.payment_id
 ) AS compared
-WHERE used <> captured OR refunded_amount > final_amount OR (method = 'BALANCE' AND refunded <> refunded_amount)
+WHERE used <> captured
 ORDER BY payment_id
+LIMIT $1;
+
+-- name: find_uneven_cards
+-- Payments whose card leg is neither taken, nor to be taken, nor let go, nor known as lost; or taken for nothing.
+SELECT payment_id, status, card_amount, captured_amount, capture, void, count(*) OVER () AS total
+FROM (
+  SELECT payments.payment_id, payments.status, payments.card_amount, payments.captured_amount,
+    captures.status AS capture, voids.status AS void
+  FROM payments
+  LEFT JOIN gateway_operations AS captures
+    ON captures.payment_id = payments.payment_id AND captures.kind = 'CAPTURE'
+  LEFT JOIN gateway_operations AS voids ON voids.payment_id = payments.payment_id AND voids.kind = 'VOID'
+  WHERE payments.card_amount > 0
+) AS legs
+WHERE (CASE
+  WHEN status IN ('SUCCESS', 'PARTIALLY_REFUNDED', 'REFUNDED')
+    THEN (captured_amount = card_amount AND capture = 'DONE')
+      OR (captured_amount = 0 AND (capture = 'PENDING' OR void IS NOT NULL))
+  WHEN status = 'UNCOLLECTED' THEN captured_amount = 0 AND capture = 'REFUSED'
+  ELSE captured_amount = 0 AND capture IS NULL
+END) IS NOT TRUE
+ORDER BY payment_id
+LIMIT $1;
+
+-- name: find_uneven_card_charges
+-- Charges by card that the history does not say, or says otherwise.
+SELECT charge_id, status, amount, added, count(*) OVER () AS total
+FROM (
+  SELECT card_charges.charge_id, card_charges.status, card_charges.amount, history.amount AS added
+  FROM card_charges
+  LEFT JOIN balance_history AS history
+    ON history.ref_type = 'charge' AND history.ref_id = card_charges.charge_id AND history.type = 'CHARGE'
+) AS compared
+WHERE added IS DISTINCT FROM CASE status WHEN 'SUCCESS' THEN amount END
+ORDER BY charge_id
+LIMIT $1;
+
+-- name: find_uneven_refunds
+-- Payments of which more is on its way back than was collected, or another sum than its refunds and its history say.
+SELECT payment_id, status, collected, refunded_amount, refunds, captured_amount, to_card, to_balance, history,
+  count(*) OVER () AS total
+FROM (
+  SELECT payments.payment_id, payments.status, payments.refunded_amount, payments.captured_amount, payments.final_amount,
+    payments.balance_amount
+      + CASE payments.status WHEN 'UNCOLLECTED' THEN payments.captured_amount ELSE payments.card_amount END AS collected,
+    coalesce(gone.refunds, 0) AS refunds,
+    coalesce(gone.to_card, 0) AS to_card,
+    coalesce(gone.to_balance, 0) AS to_balance,
+    coalesce(told.history, 0) AS history,
+    EXISTS (
+      SELECT FROM gateway_operations
+      WHERE gateway_operations.payment_id = payments.payment_id AND kind = 'VOID'
+    ) AS voided
+  FROM payments
+  LEFT JOIN (
+    SELECT payment_id,
+      sum(amount) FILTER (WHERE status <> 'FAILED')::bigint AS refunds,
+      sum(amount) FILTER (WHERE status = 'DONE' AND refund_to = 'CARD')::bigint AS to_card,
+      sum(amount) FILTER (WHERE status = 'DONE' AND refund_to = 'BALANCE')::bigint AS to_balance
+    FROM refunds
+    GROUP BY payment_id
+  ) AS gone USING (payment_id)
+  LEFT JOIN (
+    SELECT payment_id, sum(amount)::bigint AS history
+    FROM balance_history
+    WHERE type = 'REFUND'
+    GROUP BY payment_id
+  ) AS told USING (payment_id)
+) AS compared
+WHERE refunded_amount > collected
+  OR refunded_amount <> refunds
+  OR history <> to_balance
+  -- What was never taken is given back by not taking it.
+  OR (to_card > captured_amount AND NOT voided)
+  OR (refunded_amount > 0 AND status NOT IN ('PARTIALLY_REFUNDED', 'REFUNDED', 'UNCOLLECTED'))
+  OR (status = 'REFUNDED' AND refunded_amount <> final_amount)
+ORDER BY payment_id
+LIMIT $1;
+
+-- name: find_uneven_cancellations
+-- Cancellations whose refunds are not what they promised, or whose seats are still somebody's by the same reservation.
+SELECT cancellation_id, reservation_id, refund_amount, refunds, claims, count(*) OVER () AS total
+FROM (
+  SELECT cancellations.cancellation_id, cancellations.reservation_id, cancellations.refund_amount,
+    (
+      SELECT coalesce(sum(amount), 0)::bigint
+      FROM refunds
+      WHERE refunds.cancellation_id = cancellations.cancellation_id
+    ) AS refunds,
+    (
+      SELECT count(*)
+      FROM reservation_seats AS claim
+      WHERE claim.reservation_id = cancellations.reservation_id
+        AND claim.seat_no = ANY (cancellations.seat_nos)
+        AND claim.status <> 'ENDED'
+    ) AS claims
+  FROM cancellations
+) AS compared
+WHERE refund_amount <> refunds OR claims > 0
+ORDER BY cancellation_id
 LIMIT $1;
 
 -- I4: one operation, one effect -------------------------------------------------------------------------------------
@@ -158,6 +272,15 @@ WHERE claim.status = 'CLAIMED'
 GROUP BY claim.reservation_id, claim.seat_no
 HAVING count(tickets.ticket_no) <> 1
 ORDER BY claim.reservation_id, claim.seat_no
+LIMIT $1;
+
+-- name: find_tickets_without_a_seat
+-- Tickets that open a door for a seat that their reservation does not claim.
+SELECT tickets.ticket_no, tickets.reservation_id, tickets.seat_no, tickets.status, count(*) OVER () AS total
+FROM tickets
+JOIN reservation_seats AS line USING (reservation_id, seat_no)
+WHERE tickets.status <> 'CANCELLED' AND line.status <> 'CLAIMED'
+ORDER BY tickets.ticket_no
 LIMIT $1;
 
 -- I5: the line is kept ----------------------------------------------------------------------------------------------
@@ -262,6 +385,18 @@ FROM (
   SELECT 'restore', reservation_id, created_at
   FROM restores
   WHERE done_at IS NULL
+  UNION ALL
+  SELECT lower(kind) || ' of payment', payment_id, created_at
+  FROM gateway_operations
+  WHERE status = 'PENDING'
+  UNION ALL
+  SELECT 'charge', charge_id, CASE status WHEN 'AUTHORISED' THEN updated_at ELSE created_at + interval '1 hour' END
+  FROM card_charges
+  WHERE status IN ('PENDING', 'AUTHORISED')
+  UNION ALL
+  SELECT 'event that is off', schedule_id, updated_at
+  FROM schedule_cancellations
+  WHERE finished_at IS NULL
 ) AS unfinished
 WHERE since < now() - make_interval(secs => $2)
 ORDER BY since, id
@@ -286,8 +421,9 @@ LEFT JOIN stream_watermarks USING (sale_id)
 WHERE sales.sale_id = $1;
 
 -- name: list_sale_seats
--- The seats of a sale, each with the hold that claims it.
-SELECT seats.seat_no, seats.price, seats.blocked, claim.reservation_id, reservations.fence
+-- The seats of a sale, each with the hold that claims it; those of areas and blocks are kept back like blocked ones.
+SELECT seats.seat_no, seats.price, claim.reservation_id, reservations.fence,
+  seats.blocked OR seats.area IS NOT NULL OR seats.block IS NOT NULL AS blocked
 FROM seats
 LEFT JOIN reservation_seats AS claim
   ON claim.sale_id = seats.sale_id AND claim.seat_no = seats.seat_no AND claim.status = 'CLAIMED'

@@ -59,15 +59,14 @@ WHERE sale_id = $1 AND stream = $2 AND epoch = $3 AND generation = $4 AND entry_
 FOR UPDATE;
 
 -- name: move_watermark
--- The stream was applied up to here.
-UPDATE stream_watermarks
-SET n = $3, entry_id = $4, held_entry_id = $5, updated_at = now()
-WHERE sale_id = $1 AND stream = $2;
-
--- name: add_applied_batch
--- One row for each applied batch: its range of numbers.
+-- The stream was applied up to here; one row for each applied batch says its range of numbers.
+WITH moved AS (
+  UPDATE stream_watermarks
+  SET n = $5, entry_id = $6, held_entry_id = $7, updated_at = now()
+  WHERE sale_id = $1 AND stream = $2
+)
 INSERT INTO applied_batches (sale_id, stream, epoch, first_n, last_n, count)
-VALUES ($1, $2, $3, $4, $5, $6);
+VALUES ($1, $2, $3, $4, $5, $5 - $4 + 1);
 
 -- name: add_dead_letter
 -- An entry that Postgres refuses whatever surrounds it, kept for an operator.

@@ -3,12 +3,20 @@
 -- Locks are taken in one order everywhere: watermark, balances, payments, reservations, each by id.
 
 -- name: lock_balances
--- Balances of these users, locked in id order.
-SELECT user_id, amount, set_aside, version
-FROM balances
-WHERE user_id = ANY ($1::uuid[])
-ORDER BY user_id
-FOR NO KEY UPDATE;
+-- What is free of these users' balances, locked in id order; and which of these reservations have a row.
+WITH locked AS MATERIALIZED (
+  SELECT user_id, amount - set_aside AS free
+  FROM balances
+  WHERE user_id = ANY ($1::uuid[])
+  ORDER BY user_id
+  FOR NO KEY UPDATE
+)
+SELECT user_id AS id, free
+FROM locked
+UNION ALL
+SELECT reservation_id, NULL
+FROM reservations
+WHERE reservation_id = ANY ($2::uuid[]);
 
 -- name: lock_balances_of_payments
 -- Balances of whoever pays these, locked in id order.
@@ -20,90 +28,112 @@ FOR NO KEY UPDATE;
 
 -- name: lock_payments
 -- These payments, locked in id order.
-SELECT payment_id, reservation_id, user_id, fence, status, final_amount, balance_amount
+SELECT
+  payment_id, reservation_id, user_id, fence, status, final_amount, balance_amount, card_amount, decline_code
 FROM payments
 WHERE payment_id = ANY ($1::uuid[])
 ORDER BY payment_id
 FOR NO KEY UPDATE;
 
--- name: find_live_payments
--- The live payment of each of these reservations.
-SELECT reservation_id, payment_id
-FROM payments
-WHERE reservation_id = ANY ($1::uuid[]) AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS');
+-- name: find_beside
+-- What stands beside each of these payments: whether it has a row, and the seats and the live payment of its
+-- reservation. Read after the locks: a statement that waited for one still sees what was before its wait.
+SELECT
+  asked.payment_id,
+  asked.reservation_id,
+  EXISTS (SELECT FROM payments WHERE payments.payment_id = asked.payment_id) AS is_known,
+  (
+    SELECT payments.payment_id
+    FROM payments
+    WHERE payments.reservation_id = asked.reservation_id
+      AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+  ) AS live_payment_id,
+  ARRAY(
+    SELECT lines.seat_no
+    FROM reservation_seats AS lines
+    WHERE lines.reservation_id = asked.reservation_id AND lines.status <> 'ENDED'
+  ) AS seat_nos
+FROM unnest($1::uuid[], $2::uuid[]) AS asked (payment_id, reservation_id);
 
 -- name: add_payments
--- Payments with the outcome that was decided for each, in id order.
+-- Payments with the outcome that was decided for each, in id order, and the funds set aside for them, by user.
+WITH funds AS (
+  UPDATE balances
+  SET set_aside = balances.set_aside + changed.amount, updated_at = now()
+  FROM unnest($1::uuid[], $2::bigint[]) AS changed (user_id, amount)
+  WHERE balances.user_id = changed.user_id
+)
 INSERT INTO payments (
   payment_id, sale_id, reservation_id, user_id, epoch, fence, fingerprint, method, status, reason, needed, available,
-  original_amount, final_amount, balance_amount, pay_deadline, authorised_at
+  original_amount, final_amount, balance_amount, card_amount, payment_method_id, return_url, pay_deadline, authorised_at
 )
 SELECT
-  payment_id, sale_id, reservation_id, user_id, epoch, fence, fingerprint, 'BALANCE', status, reason, needed, available,
-  amount, amount, amount, to_timestamp(pay_deadline_ms / 1000.0),
+  payment_id, sale_id, reservation_id, user_id, epoch, fence, fingerprint, method, status, reason, needed, available,
+  amount, amount, amount - card_amount, card_amount, payment_method_id, return_url,
+  to_timestamp(pay_deadline_ms / 1000.0),
   CASE WHEN status = 'AUTHORISED' THEN now() END
 FROM unnest(
-  $1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::bigint[], $6::bigint[], $7::text[], $8::text[], $9::text[],
-  $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[]
+  $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::bigint[], $8::bigint[], $9::text[], $10::text[], $11::text[],
+  $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], $16::text[], $17::text[], $18::text[], $19::bigint[]
 ) AS decided (
   payment_id, sale_id, reservation_id, user_id, epoch, fence, fingerprint, status, reason, needed, available, amount,
-  pay_deadline_ms
+  card_amount, method, payment_method_id, return_url, pay_deadline_ms
 )
 ORDER BY payment_id;
 
--- name: set_aside
--- Funds set aside for payments, or given free again, by user.
+-- name: give_free
+-- Funds of payments that ended are free again, by user.
 UPDATE balances
-SET set_aside = balances.set_aside + changed.amount, updated_at = now()
-FROM unnest($1::uuid[], $2::bigint[]) AS changed (user_id, amount)
-WHERE balances.user_id = changed.user_id;
+SET set_aside = balances.set_aside - freed.amount, updated_at = now()
+FROM unnest($1::uuid[], $2::bigint[]) AS freed (user_id, amount)
+WHERE balances.user_id = freed.user_id;
 
--- name: find_claims
--- Who has a live claim on these seats.
-SELECT seat_no, reservation_id
-FROM reservation_seats
-WHERE sale_id = $1 AND seat_no = ANY ($2::text[]) AND status = 'CLAIMED';
-
--- name: claim_lines
--- The sale itself: a seat that somebody else claims makes this statement fail.
-UPDATE reservation_seats
-SET status = 'CLAIMED', updated_at = now()
-WHERE reservation_id = ANY ($1::uuid[]) AND status = 'HELD';
-
--- name: mark_sold
--- The claimed seats, as the seat map of the catalogue says it.
-UPDATE seats
-SET sold = true, updated_at = now()
-WHERE sale_id = $1 AND seat_no = ANY ($2::text[]);
-
--- name: confirm_reservations
--- Rows whose sale stands.
-UPDATE reservations
-SET status = 'CONFIRMED', confirmed_at = now(), version = version + 1, updated_at = now()
-WHERE reservation_id = ANY ($1::uuid[]) AND status = 'PENDING';
-
--- name: add_tickets
--- One ticket for each claimed seat.
+-- name: sell_seats
+-- The sale itself: a seat that somebody else claims makes this statement fail. The catalogue's map and what is left of
+-- the schedule (its version is the operator's, and stays) say the same, and each seat gets a ticket.
+WITH claimed AS (
+  UPDATE reservation_seats
+  SET status = 'CLAIMED', updated_at = now()
+  WHERE reservation_id = ANY ($2::uuid[]) AND status = 'HELD'
+  RETURNING reservation_id, seat_no
+), marked AS (
+  UPDATE seats
+  SET sold = true, updated_at = now()
+  FROM claimed
+  WHERE seats.sale_id = $1 AND seats.seat_no = claimed.seat_no
+), counted AS (
+  UPDATE schedules
+  SET seats_available = seats_available - (SELECT count(*) FROM claimed), updated_at = now()
+  WHERE sale_id = $1
+)
 INSERT INTO tickets (reservation_id, seat_no, sale_id, user_id)
-SELECT lines.reservation_id, lines.seat_no, lines.sale_id, reservations.user_id
-FROM reservation_seats AS lines
-JOIN reservations USING (reservation_id)
-WHERE lines.reservation_id = ANY ($1::uuid[]) AND lines.status = 'CLAIMED'
-ORDER BY lines.reservation_id, lines.seat_no;
+SELECT claimed.reservation_id, claimed.seat_no, $1, bought.user_id
+FROM claimed
+JOIN unnest($2::uuid[], $3::uuid[]) AS bought (reservation_id, user_id) USING (reservation_id)
+ORDER BY claimed.reservation_id, claimed.seat_no;
 
--- name: succeed_payments
--- Payments whose money is taken now.
+-- name: confirm_sales
+-- Reservations whose sale stands, and their payments, whose money is taken now.
+WITH confirmed AS (
+  UPDATE reservations
+  SET status = 'CONFIRMED', confirmed_at = now(), version = version + 1, updated_at = now()
+  WHERE reservation_id = ANY ($1::uuid[]) AND status = 'PENDING'
+)
 UPDATE payments
 SET status = 'SUCCESS', paid_at = now(), version = version + 1, updated_at = now()
-WHERE payment_id = ANY ($1::uuid[]) AND status = 'AUTHORISED';
+WHERE payment_id = ANY ($2::uuid[]) AND status = 'AUTHORISED';
 
 -- name: end_payments
 -- Payments that end without money taken, each as FAILED or VOIDED and with its reason.
 UPDATE payments
-SET status = ended.status, reason = ended.reason, version = version + 1, updated_at = now()
+SET
+  status = ended.status,
+  reason = CASE WHEN decline_code IS NULL THEN ended.reason ELSE 'card_declined' END,
+  action_url = NULL, version = version + 1, updated_at = now()
 FROM unnest($1::uuid[], $2::text[], $3::text[]) AS ended (payment_id, status, reason)
 WHERE payments.payment_id = ended.payment_id AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
-RETURNING payments.payment_id, payments.user_id, payments.balance_amount;
+RETURNING
+  payments.payment_id, payments.user_id, payments.balance_amount, payments.card_amount, payments.decline_code;
 
 -- name: doubt_payment
 -- A payment whose fact could not be applied: an operator decides.
@@ -111,26 +141,20 @@ UPDATE payments
 SET status = 'IN_DOUBT', version = version + 1, updated_at = now()
 WHERE payment_id = $1 AND status = 'AUTHORISED';
 
--- name: set_balances
--- Balances after the money of their payments was taken or given free.
-UPDATE balances
-SET amount = after.amount, set_aside = after.set_aside, version = after.version, updated_at = now()
-FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS after (user_id, amount, set_aside, version)
-WHERE balances.user_id = after.user_id;
-
--- name: add_uses
--- History of money taken: one row a payment, each with the balance after it.
+-- name: settle_balances
+-- Balances after the money of their payments was taken or given free, and the history of what was taken: one row a
+-- payment, each with the balance after it.
+WITH settled AS (
+  UPDATE balances
+  SET amount = after.amount, set_aside = after.set_aside, version = after.version, updated_at = now()
+  FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS after (user_id, amount, set_aside, version)
+  WHERE balances.user_id = after.user_id
+)
 INSERT INTO balance_history (user_id, type, amount, balance_after, version, ref_type, ref_id, payment_id)
 SELECT user_id, 'USE', amount, balance_after, version, 'payment', payment_id, payment_id
-FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[])
+FROM unnest($5::uuid[], $6::uuid[], $7::bigint[], $8::bigint[], $9::bigint[])
   AS used (payment_id, user_id, amount, balance_after, version)
 ORDER BY user_id, version;
-
--- name: count_sold
--- Seats of a schedule that are no longer available. Its version is the operator's, and stays.
-UPDATE schedules
-SET seats_available = seats_available - $2, updated_at = now()
-WHERE sale_id = $1;
 
 -- name: add_restores
 -- Seats to be made in Redis what they are here.
@@ -141,7 +165,12 @@ ON CONFLICT (reservation_id) DO UPDATE SET done_at = NULL;
 
 -- name: find_payments
 -- Payments by id.
-SELECT * FROM payments WHERE payment_id = ANY ($1::uuid[]);
+SELECT
+  payment_id, sale_id, reservation_id, user_id, fence, fingerprint, method, status, reason, needed, available,
+  original_amount, discount_amount, final_amount, refunded_amount, balance_amount, card_amount, payment_method_id,
+  return_url, gateway_ref, action_url, decline_code, pay_deadline, created_at, paid_at, version
+FROM payments
+WHERE payment_id = ANY ($1::uuid[]);
 
 -- name: find_payment
 -- One payment of a user.
@@ -164,11 +193,11 @@ ORDER BY created_at DESC, payment_id DESC
 LIMIT $4;
 
 -- name: list_unsettled
--- Payments of a sale that have not moved for a while: authorised, or past their deadline.
+-- Payments of a sale that have not moved for a while: authorised, or past their deadline where no gateway has a word.
 SELECT payment_id, reservation_id, user_id, epoch, fence, status, pay_deadline
 FROM payments
 WHERE sale_id = $1
-  AND (status = 'AUTHORISED' OR (status = 'PENDING' AND pay_deadline < now()))
+  AND (status = 'AUTHORISED' OR (status = 'PENDING' AND card_amount = 0 AND pay_deadline < now()))
   AND updated_at < now() - make_interval(secs => $2)
 ORDER BY updated_at
 LIMIT $3;

@@ -117,8 +117,8 @@ FROM (
 WHERE balances.user_id = freed.user_id;
 
 -- name: list_seats
--- The seats of a sale after this one, by number.
-SELECT seat_no, price, blocked
+-- The seats of a sale after this one, by number. Those of areas and blocks are kept back from everybody who names a seat.
+SELECT seat_no, price, blocked OR area IS NOT NULL OR block IS NOT NULL AS blocked
 FROM seats
 WHERE sale_id = $1
   AND seat_no > $2

@@ -29,8 +29,8 @@ FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::bigint[]) AS line (reservati
 ORDER BY line.reservation_id, line.seat_no;
 
 -- name: lock_reservations
--- These rows, locked in id order. Their seats are read after it: a statement that waited for a lock still sees what was
--- before its wait.
+-- These rows, locked in id order. What belongs to them is read after it: a statement that waited for a lock still sees
+-- what was before its wait.
 SELECT reservation_id, user_id, status, fence
 FROM reservations
 WHERE reservation_id = ANY ($1::uuid[])
@@ -38,11 +38,18 @@ ORDER BY reservation_id
 FOR NO KEY UPDATE;
 
 -- name: find_lines
--- The seats that these rows hold or claim.
-SELECT reservation_id, seat_no
-FROM reservation_seats
-WHERE reservation_id = ANY ($1::uuid[]) AND status <> 'ENDED'
-ORDER BY reservation_id, seat_no;
+-- The seats that these rows hold or claim, each with the reservation that claims it now.
+SELECT
+  lines.reservation_id,
+  lines.seat_no,
+  (
+    SELECT claims.reservation_id
+    FROM reservation_seats AS claims
+    WHERE claims.sale_id = lines.sale_id AND claims.seat_no = lines.seat_no AND claims.status = 'CLAIMED'
+  ) AS claimed_by
+FROM reservation_seats AS lines
+WHERE lines.reservation_id = ANY ($1::uuid[]) AND lines.status <> 'ENDED'
+ORDER BY lines.reservation_id, lines.seat_no;
 
 -- name: list_forgotten
 -- PENDING rows long past their deadline that no live payment keeps: something ended them and was not heard.
@@ -165,12 +172,3 @@ FROM reservations
 WHERE user_id = $1 AND (created_at, reservation_id) < ($2::timestamptz, $3::uuid)
 ORDER BY created_at DESC, reservation_id DESC
 LIMIT $4;
-
--- name: list_tickets
--- A user's tickets, newest first, after a cursor.
-SELECT tickets.ticket_no, tickets.reservation_id, schedules.schedule_id, tickets.seat_no, tickets.status
-FROM tickets
-JOIN schedules USING (sale_id)
-WHERE tickets.user_id = $1 AND tickets.ticket_no < $2
-ORDER BY tickets.ticket_no DESC
-LIMIT $3;

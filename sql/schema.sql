@@ -35,7 +35,7 @@ CREATE TABLE api_keys (
   revoked_at timestamptz
 );
 
--- What every process of one installation shares: the secret, the pass keys, the currency.
+-- What every process of one installation shares: the secret, the keys of passes and of tickets, the currency.
 CREATE TABLE installation (
   name text PRIMARY KEY,
   value text NOT NULL,
@@ -77,6 +77,25 @@ CREATE TABLE balance_history (
   CONSTRAINT balance_history_version UNIQUE (user_id, version)
 );
 
+-- Money that is added by card: the balance grows when the gateway has taken it.
+CREATE TABLE card_charges (
+  charge_id uuid PRIMARY KEY,
+  user_id uuid NOT NULL REFERENCES balances,
+  amount bigint NOT NULL CHECK (amount > 0),
+  status text NOT NULL DEFAULT 'PENDING' CHECK (status IN ('PENDING', 'AUTHORISED', 'SUCCESS', 'FAILED')),
+  payment_method_id text NOT NULL,
+  return_url text,
+  gateway_ref text UNIQUE,
+  action_url text,
+  decline_code text,
+  fingerprint text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  done_at timestamptz,
+  CONSTRAINT card_charges_done CHECK ((status IN ('SUCCESS', 'FAILED')) = (done_at IS NOT NULL))
+);
+CREATE INDEX card_charges_open ON card_charges (updated_at) WHERE status IN ('PENDING', 'AUTHORISED');
+
 -- What is on offer ---------------------------------------------------------------------------------------------------
 
 CREATE TABLE sales (
@@ -105,6 +124,8 @@ CREATE TABLE sales (
   session_s integer NOT NULL DEFAULT 600 CHECK (session_s > 0),
   recall_s integer NOT NULL DEFAULT 300 CHECK (recall_s > 0),
   draining_no bigint,
+  -- A seat of a lapsed hold is free again up to so many seconds after the deadline, so that no robot knows when.
+  release_jitter_s integer NOT NULL DEFAULT 0 CHECK (release_jitter_s BETWEEN 0 AND 3600),
   -- Numbers are given out up to here; a counter that was lost goes on from here.
   queue_no_ceiling bigint NOT NULL DEFAULT 0,
   -- The last checkpoint of the highest place ever admitted.
@@ -146,6 +167,57 @@ CREATE TABLE schedules (
 );
 CREATE INDEX schedules_concert ON schedules (concert_id, start_at);
 
+-- Seats kept from the public: only who gives the code, or comes through the channel, within the times may hold them.
+CREATE TABLE blocks (
+  sale_id uuid NOT NULL REFERENCES sales,
+  block text NOT NULL,
+  -- Its place in the operator's list, by which Redis knows it.
+  block_no integer NOT NULL CHECK (block_no >= 1),
+  access_code text,
+  channel text,
+  -- Null: as soon as the sale opens, until it closes.
+  opens_at timestamptz,
+  closes_at timestamptz,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (sale_id, block),
+  CONSTRAINT blocks_no UNIQUE (sale_id, block_no),
+  CONSTRAINT blocks_for CHECK (num_nonnulls(access_code, channel) = 1),
+  CONSTRAINT blocks_window CHECK (opens_at < closes_at)
+);
+
+-- General admission: so many places, of which a buyer gets any. Each is a row of seats, `area-GA-number`.
+CREATE TABLE areas (
+  sale_id uuid NOT NULL REFERENCES sales,
+  area text NOT NULL,
+  area_no integer NOT NULL CHECK (area_no >= 1),
+  category text NOT NULL,
+  price bigint NOT NULL CHECK (price BETWEEN 0 AND 1000000000000),
+  quantity integer NOT NULL CHECK (quantity BETWEEN 1 AND 100000),
+  -- The block that keeps all of it, if one does.
+  block text,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (sale_id, area),
+  CONSTRAINT areas_no UNIQUE (sale_id, area_no),
+  FOREIGN KEY (sale_id, block) REFERENCES blocks
+);
+
+-- Another price for seats of a category, for adults or children say; all tiers share the seats.
+CREATE TABLE tiers (
+  sale_id uuid NOT NULL REFERENCES sales,
+  tier text NOT NULL,
+  category text NOT NULL,
+  tier_no integer NOT NULL CHECK (tier_no >= 1),
+  price bigint NOT NULL CHECK (price BETWEEN 0 AND 1000000000000),
+  -- So many of it may be held, being paid and sold at once; null: no cap of its own.
+  max integer CHECK (max >= 0),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (sale_id, tier, category),
+  CONSTRAINT tiers_no UNIQUE (sale_id, tier_no)
+);
+
 CREATE TABLE seats (
   sale_id uuid NOT NULL REFERENCES sales,
   seat_no text NOT NULL CHECK (length(seat_no) BETWEEN 5 AND 20),
@@ -158,10 +230,20 @@ CREATE TABLE seats (
   blocked boolean NOT NULL DEFAULT false,
   -- Set with the claim, in the same transaction; the audit compares the two.
   sold boolean NOT NULL DEFAULT false,
+  -- The area whose place this is, for a place without a number of its own.
+  area text,
+  block text,
+  -- Its place in the operator's list: the best seats are listed first.
+  listed_no integer NOT NULL DEFAULT 0 CHECK (listed_no >= 0),
   created_at timestamptz NOT NULL DEFAULT now(),
   updated_at timestamptz NOT NULL DEFAULT now(),
-  PRIMARY KEY (sale_id, seat_no)
+  PRIMARY KEY (sale_id, seat_no),
+  CONSTRAINT seats_place CHECK (area IS NULL OR (section = area AND row_name = 'GA' AND NOT accessible)),
+  FOREIGN KEY (sale_id, area) REFERENCES areas,
+  FOREIGN KEY (sale_id, block) REFERENCES blocks
 );
+-- What is left of an area is counted. `sold` stands in no index: each sale changes it, and would then change the index.
+CREATE INDEX seats_places ON seats (sale_id, area) WHERE area IS NOT NULL;
 
 -- What people took ---------------------------------------------------------------------------------------------------
 
@@ -201,6 +283,8 @@ CREATE TABLE reservation_seats (
   seat_no text NOT NULL,
   sale_id uuid NOT NULL,
   price bigint NOT NULL CHECK (price >= 0),
+  -- The tier that the price is of; null: the seat's own price.
+  tier text,
   status text NOT NULL CHECK (status IN ('HELD', 'CLAIMED', 'ENDED')),
   created_at timestamptz NOT NULL DEFAULT now(),
   updated_at timestamptz NOT NULL DEFAULT now(),
@@ -218,7 +302,18 @@ CREATE TABLE tickets (
   status text NOT NULL DEFAULT 'VALID' CHECK (status IN ('VALID', 'REDEEMED', 'CANCELLED')),
   created_at timestamptz NOT NULL DEFAULT now(),
   updated_at timestamptz NOT NULL DEFAULT now(),
+  -- The one time it opened the door: when, by which request, and with whose key.
+  redeemed_at timestamptz,
+  redemption_id uuid,
+  redemption_fingerprint text,
+  redeemed_by uuid REFERENCES api_keys,
   CONSTRAINT tickets_once UNIQUE (reservation_id, seat_no),
+  CONSTRAINT tickets_redemption
+    CHECK (num_nulls(redeemed_at, redemption_id, redemption_fingerprint, redeemed_by) IN (0, 4)),
+  -- One that an operator cancelled afterwards keeps it.
+  CONSTRAINT tickets_status CHECK (
+    CASE status WHEN 'VALID' THEN redeemed_at IS NULL WHEN 'REDEEMED' THEN redeemed_at IS NOT NULL ELSE true END
+  ),
   FOREIGN KEY (reservation_id, seat_no) REFERENCES reservation_seats
 );
 CREATE INDEX tickets_mine ON tickets (user_id, ticket_no DESC);
@@ -272,9 +367,8 @@ CREATE TABLE payments (
   CONSTRAINT payments_refunded CHECK (refunded_amount <= final_amount),
   CONSTRAINT payments_paid CHECK (status <> 'SUCCESS' OR paid_at IS NOT NULL)
 );
--- At most one live payment a reservation.
-CREATE UNIQUE INDEX payments_live ON payments (reservation_id)
-  WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS');
+-- At most one payment a reservation that may still buy it, or did.
+CREATE UNIQUE INDEX payments_live ON payments (reservation_id) WHERE status NOT IN ('FAILED', 'VOIDED');
 CREATE INDEX payments_mine ON payments (user_id, created_at DESC, payment_id DESC);
 CREATE INDEX payments_unsettled ON payments (updated_at) WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT');
 
@@ -310,6 +404,8 @@ CREATE TABLE refunds (
   CONSTRAINT refunds_done CHECK ((status = 'DONE') = (done_at IS NOT NULL))
 );
 CREATE INDEX refunds_payment ON refunds (payment_id);
+CREATE INDEX refunds_cancellation ON refunds (cancellation_id);
+CREATE INDEX refunds_mine ON refunds (user_id, created_at DESC, refund_id DESC);
 
 -- What a gateway must be told: written by the transaction that decides it, sent under its own key until the answer is
 -- known. A refund waits until the capture before it is known.
@@ -322,6 +418,8 @@ CREATE TABLE gateway_operations (
   status text NOT NULL DEFAULT 'PENDING' CHECK (status IN ('PENDING', 'DONE', 'REFUSED')),
   attempts integer NOT NULL DEFAULT 0,
   due_at timestamptz NOT NULL DEFAULT now(),
+  -- The gateway's name for a refund that it has begun and not finished.
+  answer_ref text,
   error text,
   created_at timestamptz NOT NULL DEFAULT now(),
   updated_at timestamptz NOT NULL DEFAULT now(),
@@ -330,6 +428,18 @@ CREATE TABLE gateway_operations (
 );
 CREATE INDEX gateway_operations_due ON gateway_operations (due_at) WHERE status = 'PENDING';
 CREATE UNIQUE INDEX gateway_operations_once ON gateway_operations (payment_id, kind) WHERE kind <> 'REFUND';
+
+-- An operator's word on a payment in doubt, and why.
+CREATE TABLE payment_resolutions (
+  resolution_id uuid PRIMARY KEY,
+  payment_id uuid NOT NULL REFERENCES payments,
+  resolution text NOT NULL CHECK (resolution IN ('AUTHORISED', 'FAILED')),
+  note text NOT NULL,
+  -- The operator's key.
+  api_key_id uuid NOT NULL REFERENCES api_keys,
+  created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX payment_resolutions_payment ON payment_resolutions (payment_id);
 
 -- What a gateway told us, each once: written by the transaction that applies it.
 CREATE TABLE webhook_events (

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from engine import authorisations, catalogue, ids, payments, rebuild, seats
+from engine import authorisations, catalogue, ids, payments, rebuild, seats, settlement
 from engine.authorisations import Authorisation
 from engine.reservations import Holding
 from engine.sales import Sale, SaleBook, Terms
 from engine.stores import outbox
 from engine.stores.connections import Stores
-from engine.stores.outbox import STREAMS, Reader
+from engine.stores.outbox import STREAMS, Entry, Reader
 
 PRICE = 30_000
 START_AT = datetime(2031, 5, 1, 19, tzinfo=UTC)
@@ -118,11 +118,14 @@ class Shop:
     async def authorise(self, hold_id: str) -> Authorisation:
         """Funds are set aside: the second step."""
         request = await self.begin_payment(hold_id)
-        (payment,) = await authorisations.authorise(self.stores.postgres, [request])
-        assert isinstance(payment, payments.Payment), payment
-        assert isinstance(payment, payments.Payment), payment
-        assert payment.status == "AUTHORISED", payment
+        await self.set_funds_aside(request)
         return request
+
+    async def set_funds_aside(self, *requests: Authorisation) -> None:
+        """Authorise these payments, each of which must be."""
+        for payment in await authorisations.authorise(self.stores.postgres, requests):
+            assert isinstance(payment, payments.Payment), payment
+            assert payment.status == "AUTHORISED", payment
 
     async def confirm(self, request: Authorisation) -> Any:
         """PAYING to SOLD: the third step."""
@@ -139,6 +142,31 @@ class Shop:
         request = await self.authorise(await self.hold(*seat_nos, by=by))
         assert isinstance(await self.confirm(request), seats.Confirmed)
         return request
+
+    async def rival(self, *seat_nos: str, by: str) -> Authorisation:
+        """A request to pay for seats that Redis gave to somebody else too, as it can after a failover."""
+        sale = await self.sale()
+        hold_id = ids.derive_in(self.sale_id, "rival", by, *seat_nos)
+        return Authorisation(
+            payment_id=ids.derive("payment of", hold_id),
+            fingerprint="",
+            pay_deadline_ms=4_000_000_000_000,
+            holding=Holding(
+                reservation_id=hold_id,
+                sale_id=sale.sale_id,
+                schedule_id=str(sale.schedule_id),
+                user_id=await self.person(by),
+                epoch=sale.epoch,
+                fence=500,
+                queue_no=0,
+                fingerprint="",
+                amount=PRICE * len(seat_nos),
+                expires_at_ms=4_000_000_000_000,
+                created_at_ms=1_900_000_000_000,
+                seat_nos=seat_nos,
+                prices=(PRICE,) * len(seat_nos),
+            ),
+        )
 
     async def release(self, hold_id: str) -> None:
         """Give a hold back whole."""
@@ -179,6 +207,11 @@ class Shop:
                 count += applied
         return count
 
+    async def settle(self, *facts: Entry) -> None:
+        """Apply facts of the outbox in one batch, whatever the stream says."""
+        async with self.stores.postgres.acquire() as connection, connection.transaction():
+            await settlement.handler(await self.sale()).apply(connection, facts)
+
     async def rebuild(self) -> Sale:
         """Write the sale anew, as its owner does."""
         return await rebuild.rebuild(self.stores, self.sale_id, await self.own())
@@ -189,6 +222,10 @@ class Shop:
         return await outbox.inspect(self.stores.gate, self.stores.postgres, sale.keys, sale.epoch)
 
     # What a test looks at ------------------------------------------------------------------------------------------
+
+    async def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+        """What Postgres answers, as plain tuples."""
+        return [tuple(row) for row in await self.stores.postgres.fetch(sql, *arguments)]
 
     async def statuses(self) -> dict[str, str]:
         """What stands on each seat that is not free: state, hold and fence."""
@@ -310,6 +347,26 @@ async def new_shop(stores: Stores, *, seats_count: int = 6, blocked: int = 0, **
     )
     assert isinstance(made, tuple), made
     return Shop(stores, made[0].sale_id, SaleBook(stores.postgres))
+
+
+def fact(kind: str, *, n: int, hold_id: str, payment_id: str, fence: int = 1, **fields: str) -> Entry:
+    """A fact as it might stand in the outbox, true or not."""
+    named = {"hold_id": hold_id, "payment_id": payment_id, "fence": str(fence), "queue_no": "0"}
+    named |= {"buyer_id": "0b" * 16, "at_ms": "1900000000000"}
+    return Entry(f"{n}-0", 1, n, f"{n - 1}-0", kind, named | fields)
+
+
+def fact_of(request: Authorisation, kind: str, *, n: int, **fields: str) -> Entry:
+    """A fact about the hold of this payment."""
+    holding = request.holding
+    return fact(
+        kind,
+        n=n,
+        hold_id=holding.reservation_id,
+        payment_id=request.payment_id,
+        fence=holding.fence,
+        **{"buyer_id": holding.user_id} | fields,
+    )
 
 
 async def together(*asked: Any) -> list[Any]:

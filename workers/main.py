@@ -11,7 +11,8 @@ import uvloop
 
 from engine.settings import Settings
 from engine.stores.connections import open_stores
-from workers import queue
+from engine.stripe_gateway import open_gateway
+from workers import cards, queue
 from workers.sales import Shift
 
 logger = logging.getLogger(__name__)
@@ -19,17 +20,19 @@ logger = logging.getLogger(__name__)
 
 async def run_worker(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT; then finish what was begun and give everything back."""
-    async with open_stores(settings) as stores:
+    async with open_stores(settings) as stores, open_gateway(settings) as gateway:
+        desk = await cards.open_desk(stores, gateway)
         worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         stopped = _on_signals()
         logger.info("worker %s begins", worker)
         tasks = [
-            asyncio.create_task(Shift(stores, worker).run()),
+            asyncio.create_task(Shift(stores, worker, desk).run()),
             asyncio.create_task(queue.run(stores)),
+            *([asyncio.create_task(cards.run(stores, desk))] if desk else []),
             asyncio.create_task(stopped.wait()),
         ]
         try:
-            # Neither of the first two ends by itself: if one does, its fault ends the process.
+            # None but the last ends by itself: if one does, its fault ends the process.
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:

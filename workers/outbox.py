@@ -16,8 +16,8 @@ WAITING_MAX = 512
 WAIT_MS = 4000
 LOOK_AGAIN_S = 0.05
 # Nobody waits for the journal, and a batch costs hardly more than an entry: what comes within this joins the batch.
-JOURNAL_LINGER_S = 0.02
-OUTBOX_PACE_S = 0.005
+JOURNAL_LINGER_S = 0.05
+OUTBOX_PACE_S = 0.015
 
 
 class Doorbell:

@@ -12,12 +12,13 @@ from functools import partial
 from typing import Any
 
 from engine import rebuild, sales, shifts
+from engine.cards import Cards
 from engine.sales import Checkpoint, Sale, SaleBook
 from engine.stores import outbox
 from engine.stores.connections import Stores
 from engine.stores.outbox import Divergence, Head, OwnershipLost, Reader, Stream
 from engine.stores.replies import SaleUnknown, word_of
-from workers import loops, metrics, payments, seats, waiting_room
+from workers import cancellations, cards, loops, metrics, payments, seats, waiting_room
 from workers.loops import Reopen
 from workers.outbox import Doorbell, drain
 
@@ -36,11 +37,13 @@ class Shift:
     Args:
         stores: both stores.
         worker: the name under which it owns sales; no other process has it.
+        desk: where payments by card are brought on, None where there is no gateway.
     """
 
-    def __init__(self, stores: Stores, worker: str) -> None:
+    def __init__(self, stores: Stores, worker: str, desk: Cards | None = None) -> None:
         self._stores = stores
         self._worker = worker
+        self._desk = desk
         self._book = SaleBook(stores.postgres)
         self._doorbell = Doorbell(str(stores.settings.redis_url))
         self._owned: dict[str, int] = {}
@@ -54,6 +57,7 @@ class Shift:
                 tasks.create_task(loops.every(RENEW_EVERY_S, self._renew, name="renew"))
                 tasks.create_task(loops.every(TAKE_EVERY_S, self._take, name="take"))
                 tasks.create_task(loops.every(INSPECT_EVERY_S, self._book.refresh, name="refresh"))
+                tasks.create_task(loops.every(cancellations.CALL_OFF_EVERY_S, self._call_off, name="call_off"))
         finally:
             await self._stop(list(self._services))
             try:
@@ -88,6 +92,10 @@ class Shift:
         if surplus:
             await self._drop(list(surplus))
             await outbox.give_back_ownership(self._stores.postgres, self._worker, surplus)
+
+    async def _call_off(self) -> bool:
+        """Go on with events that are off, also those whose sales other workers own."""
+        return await cancellations.call_off(self._stores, self._book)
 
     async def _drop(self, sale_ids: Sequence[str]) -> None:
         for sale_id in sale_ids:
@@ -144,6 +152,7 @@ class Shift:
             (seats.SWEEP_EVERY_S, "sweep", seats.sweep),
             (waiting_room.ADMIT_EVERY_S, "admit", waiting_room.admit),
             (payments.RECONCILE_EVERY_S, "reconcile", payments.reconcile),
+            *([(cards.ADVANCE_EVERY_S, "cards", partial(cards.advance, self._desk))] if self._desk else []),
         )
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -171,6 +171,9 @@ async def open_postgres(url: str, *, connections_max: int = POSTGRES_CONNECTIONS
                 "application_name": "lastseat",
                 "timezone": "UTC",
                 "jit": "off",  # compiling a plan costs more than these statements run
+                # A plan is kept while its tables grow: one that was made while they were small would go on reading them
+                # whole for each row it looks for. What no index can find is read whole all the same.
+                "enable_seqscan": "off",
                 # A process stopped inside a transaction must not keep its locks until somebody notices.
                 "idle_in_transaction_session_timeout": "15s",
             },

@@ -402,12 +402,10 @@ class Reader:
             if own is None:
                 raise OwnershipLost(f"sale {sale_id}: the {self.stream} has moved on without this worker")
             await write(connection)
-            await SQL.add_applied_batch.execute(
-                connection, sale_id, self.stream, after.epoch, watermark.n + 1, after.n, after.n - watermark.n
-            )
             await SQL.move_watermark.execute(
-                connection, sale_id, self.stream, after.n, after.entry_id, after.held_entry_id
-            )
+                connection, sale_id, self.stream, after.epoch, watermark.n + 1, after.n, after.entry_id,
+                after.held_entry_id,
+            )  # fmt: skip
         self.watermark = after
 
 

@@ -40,6 +40,10 @@ class SaleRebuilding(Refusal, frozen=True):
     temporary: ClassVar[bool] = True
 
 
+# What every verb of an open sale may answer instead of its own words.
+Unavailable = SaleUnknown | StaleEpoch | SaleRebuilding
+
+
 def word_of(kind: type[Reply]) -> str:
     """Return the word of a reply class: its name in snake_case."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()

@@ -15,6 +15,10 @@ ALTER TABLE payments
     CASE method WHEN 'BALANCE' THEN card_amount = 0 WHEN 'CARD' THEN balance_amount = 0 ELSE true END
   );
 
+-- One that was refunded or never collected stays the one payment of its reservation, and is found as fast.
+DROP INDEX payments_live;
+CREATE UNIQUE INDEX payments_live ON payments (reservation_id) WHERE status NOT IN ('FAILED', 'VOIDED');
+
 CREATE TABLE cancellations (
   cancellation_id uuid PRIMARY KEY,
   reservation_id uuid NOT NULL REFERENCES reservations,
@@ -45,6 +49,8 @@ CREATE TABLE refunds (
   CONSTRAINT refunds_done CHECK ((status = 'DONE') = (done_at IS NOT NULL))
 );
 CREATE INDEX refunds_payment ON refunds (payment_id);
+CREATE INDEX refunds_cancellation ON refunds (cancellation_id);
+CREATE INDEX refunds_mine ON refunds (user_id, created_at DESC, refund_id DESC);
 
 -- What a gateway must be told: written by the transaction that decides it, sent under its own key until the answer is
 -- known. A refund waits until the capture before it is known.
@@ -57,6 +63,8 @@ CREATE TABLE gateway_operations (
   status text NOT NULL DEFAULT 'PENDING' CHECK (status IN ('PENDING', 'DONE', 'REFUSED')),
   attempts integer NOT NULL DEFAULT 0,
   due_at timestamptz NOT NULL DEFAULT now(),
+  -- The gateway's name for a refund that it has begun and not finished.
+  answer_ref text,
   error text,
   created_at timestamptz NOT NULL DEFAULT now(),
   updated_at timestamptz NOT NULL DEFAULT now(),
@@ -65,6 +73,18 @@ CREATE TABLE gateway_operations (
 );
 CREATE INDEX gateway_operations_due ON gateway_operations (due_at) WHERE status = 'PENDING';
 CREATE UNIQUE INDEX gateway_operations_once ON gateway_operations (payment_id, kind) WHERE kind <> 'REFUND';
+
+-- An operator's word on a payment in doubt, and why.
+CREATE TABLE payment_resolutions (
+  resolution_id uuid PRIMARY KEY,
+  payment_id uuid NOT NULL REFERENCES payments,
+  resolution text NOT NULL CHECK (resolution IN ('AUTHORISED', 'FAILED')),
+  note text NOT NULL,
+  -- The operator's key.
+  api_key_id uuid NOT NULL REFERENCES api_keys,
+  created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX payment_resolutions_payment ON payment_resolutions (payment_id);
 
 -- What a gateway told us, each once: written by the transaction that applies it.
 CREATE TABLE webhook_events (
@@ -85,3 +105,23 @@ CREATE TABLE schedule_cancellations (
   updated_at timestamptz NOT NULL DEFAULT now(),
   finished_at timestamptz
 );
+
+-- Money that a user adds to their balance by card: the balance grows when the gateway has taken it.
+
+CREATE TABLE card_charges (
+  charge_id uuid PRIMARY KEY,
+  user_id uuid NOT NULL REFERENCES balances,
+  amount bigint NOT NULL CHECK (amount > 0),
+  status text NOT NULL DEFAULT 'PENDING' CHECK (status IN ('PENDING', 'AUTHORISED', 'SUCCESS', 'FAILED')),
+  payment_method_id text NOT NULL,
+  return_url text,
+  gateway_ref text UNIQUE,
+  action_url text,
+  decline_code text,
+  fingerprint text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  done_at timestamptz,
+  CONSTRAINT card_charges_done CHECK ((status IN ('SUCCESS', 'FAILED')) = (done_at IS NOT NULL))
+);
+CREATE INDEX card_charges_open ON card_charges (updated_at) WHERE status IN ('PENDING', 'AUTHORISED');

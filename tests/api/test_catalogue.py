@@ -10,6 +10,7 @@ from api.house import House
 from tests.api.calling import Person, hall, problem
 
 START = "2027-05-01T19:00:00+09:00"
+PIT = {"area": "Pit", "category": "STANDING", "price": 600, "quantity": 3}
 TABLE = "section,row,number,category,price,accessible,blocked\n"
 
 
@@ -92,6 +93,8 @@ async def test_a_schedule_is_on_sale_as_soon_as_it_is_made(operator: Person, htt
         "seats_total": 10,
         "seats_available": 9,
         "per_buyer_max": 4,
+        "areas": [],
+        "tiers": [],
         "version": 1,
     }
     assert (await http.get(f"/v1/concerts/{concert_id}")).json()["schedules"] == [schedule]
@@ -118,8 +121,9 @@ async def test_a_schedule_is_made_once(operator: Person) -> None:
     answers = await asyncio.gather(*(operator.post(path, body, key="k") for _ in range(3)))
     assert {answered.status_code for answered in answers} == {201}
     assert len({answered.json()["schedule_id"] for answered in answers}) == 1
-    other = await operator.post(path, body | {"hold_s": 60}, key="k")
-    assert problem(other) == (422, "idempotency_key_reused")
+    for change in ({"hold_s": 60}, {"start_at": "2027-05-02T19:00:00+09:00"}, {"areas": [PIT]}):
+        other = await operator.post(path, body | change, key="k")
+        assert problem(other) == (422, "idempotency_key_reused")
 
 
 async def test_a_table_of_seats_makes_a_schedule(operator: Person, http: httpx.AsyncClient) -> None:
@@ -141,6 +145,9 @@ async def test_a_table_of_seats_makes_a_schedule(operator: Person, http: httpx.A
         ("", [(1, name) for name in ("section", "row", "number", "category", "price")]),
         ("section,row,number,category,price,colour\nA,1,1,R,5,red\n", [(1, "colour")]),
         (TABLE + "A,1,one,R,5,,\nA,1,2,R,-5,,\nA,1,3,R,5,maybe,\n", [(2, "number"), (3, "price"), (4, "accessible")]),
+        (TABLE + ",1,0,,x,5,\n", [(2, name) for name in ("section", "number", "category", "price", "accessible")]),
+        (TABLE + "A,1,1,R,5,,\nA,1,2,R,,,\nA,1,1,R,5,,\n", [(3, "price"), (4, "number")]),
+        (TABLE + "A,0,1,R,5,,\n" + "A,1,0,R,5,,\n" * 200, [(line, "number") for line in range(3, 103)]),
         (TABLE + "A,1,1,R,5,,\nA,1,1,R,5,,\n", [(3, "number")]),
         (TABLE + "A,1,1,R,5\n", [(2, "")]),
         (TABLE + ",1,1,R,5,,\nA-B,1,1,R,5,,\n", [(2, "section"), (3, "section")]),
@@ -183,6 +190,8 @@ async def test_a_table_without_its_date_is_refused(operator: Person) -> None:
         ({"seats": [hall()[0] | {"price": 10**12 + 1}]}, "seats[0].price"),
         ({"seats": [hall()[0] | {"tier": "child"}]}, "seats[0].tier"),
         ({"hold_s": 0}, "hold_s"),
+        ({"release_jitter_s": 3601}, "release_jitter_s"),
+        ({"opens_at": START, "closes_at": START}, ""),
     ],
 )
 async def test_a_schedule_says_what_is_wrong_with_it(operator: Person, changes: dict[str, Any], path: str) -> None:

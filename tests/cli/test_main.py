@@ -1,27 +1,14 @@
 """The command line: its verbs, and what it says when something is wrong."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from engine.settings import PREFIX
+from tests.cli.program import lastseat
 
-VERBS = ("up", "demo", "api", "worker", "audit", "doctor", "rebuild", "openapi")
-
-
-def lastseat(*arguments: str, environ: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run a verb as an operator does."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    return subprocess.run(
-        [Path(sys.executable).with_name("lastseat"), *arguments],
-        env={**kept, **(environ or {})}, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+VERBS = ("up", "demo", "api", "worker", "gateway", "audit", "doctor", "rebuild", "openapi")
 
 
 def test_the_verbs_are_these() -> None:
@@ -36,38 +23,38 @@ def test_its_version_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "line"),
+    ("settings", "line"),
     [
         ({"LASTSEAT_PROT": "1"}, "LASTSEAT_PROT is no setting. Did you mean LASTSEAT_PORT?"),
         ({"LASTSEAT_PORT": "many"}, "LASTSEAT_PORT: "),
         ({"LASTSEAT_POSTGRES_URL": "mysql://x"}, "LASTSEAT_POSTGRES_URL must begin with one of "),
     ],
 )
-def test_a_wrong_setting_is_a_line_and_not_a_stack(environ: dict[str, str], line: str) -> None:
-    said = lastseat("doctor", environ=environ)
+def test_a_wrong_setting_is_a_line_and_not_a_stack(settings: dict[str, str], line: str) -> None:
+    said = lastseat("doctor", settings=settings)
     assert said.returncode == 1
     assert said.stderr.startswith(f"Error: {line}")
     assert len(said.stderr.splitlines()) == 1
 
 
 def test_a_store_that_is_not_there_is_a_line(redis_url: str) -> None:
-    environ = {"LASTSEAT_REDIS_URL": redis_url, "LASTSEAT_POSTGRES_URL": "postgresql://nobody@127.0.0.1:1/none"}
+    settings = {"LASTSEAT_REDIS_URL": redis_url, "LASTSEAT_POSTGRES_URL": "postgresql://nobody@127.0.0.1:1/none"}
     for verb in ("audit", "doctor", "worker"):
-        said = lastseat(verb, environ=environ)
+        said = lastseat(verb, settings=settings)
         assert (said.returncode, said.stderr.count("\n")) == (1, 1), said.stderr
         assert said.stderr.startswith("Error: Postgres cannot be opened: ")
 
 
 def test_an_unknown_sale_is_not_rebuilt(stores: dict[str, str]) -> None:
-    assert "is no sale: its id has 32 hex digits" in lastseat("rebuild", "first-night", environ=stores).stderr
-    said = lastseat("rebuild", "5a1e" * 8, environ=stores)
+    assert "is no sale: its id has 32 hex digits" in lastseat("rebuild", "first-night", settings=stores).stderr
+    said = lastseat("rebuild", "5a1e" * 8, settings=stores)
     assert (said.returncode, said.stderr.splitlines()[-1]) == (1, f"Error: There is no sale {'5a1e' * 8}.")
 
 
 def test_the_audit_of_an_empty_shop_is_true(stores: dict[str, str]) -> None:
-    said = lastseat("audit", environ=stores)
+    said = lastseat("audit", settings=stores)
     assert said.returncode == 0, said.stderr
-    report = json.loads(lastseat("audit", "--json", environ=stores).stdout)
+    report = json.loads(lastseat("audit", "--json", settings=stores).stdout)
     assert report["verdict"] == "true"
     assert [check["invariant"] for check in report["checks"]] == ["I1", "I3", "I4", "I5", "I6", "I7", "I9", "I13"]
 
@@ -79,7 +66,7 @@ def test_the_audit_reads_the_history_that_it_is_given(stores: dict[str, str], tm
     }  # fmt: skip
     history = tmp_path / "history.jsonl"
     history.write_text(json.dumps(heard) + "\n")
-    said = lastseat("audit", "--history", str(history), environ=stores)
+    said = lastseat("audit", "--history", str(history), settings=stores)
     assert said.returncode == 1
     assert "it is not in Postgres" in " ".join(said.stdout.split())
 
@@ -90,7 +77,7 @@ async def test_an_audit_that_proves_nothing_says_so(stores: dict[str, str], post
     connection = await asyncpg.connect(postgres_url)
     await connection.execute("INSERT INTO sales (sale_id, kind, name) VALUES (gen_random_uuid(), 'seats', 'new')")
     await connection.close()
-    said = lastseat("audit", "--settle", "0", environ=stores)
+    said = lastseat("audit", "--settle", "0", settings=stores)
     assert said.returncode == 2
     assert "unknown" in said.stdout
 
@@ -98,8 +85,8 @@ async def test_an_audit_that_proves_nothing_says_so(stores: dict[str, str], post
 async def test_the_doctor_names_the_line_to_change(stores: dict[str, str], redis: Redis) -> None:
     await redis.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        said = lastseat("doctor", environ=stores)
-        told = json.loads(lastseat("doctor", "--json", environ=stores).stdout)
+        said = lastseat("doctor", settings=stores)
+        told = json.loads(lastseat("doctor", "--json", settings=stores).stdout)
     finally:
         await redis.config_set("maxmemory-policy", "noeviction")
     assert said.returncode == 1
@@ -112,7 +99,7 @@ async def test_the_doctor_names_the_line_to_change(stores: dict[str, str], redis
 
 
 def test_the_doctor_finds_a_healthy_shop_well(stores: dict[str, str]) -> None:
-    said = lastseat("doctor", environ=stores)
+    said = lastseat("doctor", settings=stores)
     assert said.returncode == 0, said.stderr
     assert "the database has all" in said.stdout
     assert "Redis and Postgres tell the same time" in said.stdout
@@ -125,6 +112,10 @@ def test_the_openapi_document_is_printed() -> None:
 
 
 @pytest.fixture
-def stores(redis_url: str, postgres_url: str) -> dict[str, str]:
-    """The settings of a shop on outside stores: empty and migrated."""
-    return {"LASTSEAT_REDIS_URL": redis_url, "LASTSEAT_POSTGRES_URL": postgres_url}
+def stores(redis_url: str, postgres_url: str, tmp_path: Path) -> dict[str, str]:
+    """The settings of a shop on outside stores, empty and migrated, and in a folder where no demo left its history."""
+    return {
+        "LASTSEAT_REDIS_URL": redis_url,
+        "LASTSEAT_POSTGRES_URL": postgres_url,
+        "LASTSEAT_DATA_DIR": str(tmp_path / "data"),
+    }

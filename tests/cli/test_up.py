@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,28 +13,17 @@ from typing import Any
 import pytest
 
 from cli import processes
-from engine.settings import PREFIX
-from engine.stores import embedded
 from loadtests.client import Client
 from loadtests.history import Heard, History
+from tests.cli.program import PROGRAM, environment, lastseat
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes to kill in /proc")
 
 
 @pytest.fixture
-def shop(servers_dir: Path) -> Iterator[dict[str, str]]:
-    """The environment of a shop with a data folder of its own."""
-    data_dir = servers_dir / "up"
-    data_dir.mkdir()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    yield {
-        **kept,
-        "LASTSEAT_DATA_DIR": str(data_dir),
-        "LASTSEAT_PORT": str(processes.free_port("127.0.0.1")),
-        "LASTSEAT_WORKERS": "1",
-        "LASTSEAT_ADMIN_KEY": "the operator of the test",
-    }
-    embedded.erase(data_dir)
+def shop(shop: dict[str, str]) -> dict[str, str]:
+    """The same, with an operator who can be named beforehand."""
+    return shop | {"LASTSEAT_ADMIN_KEY": "the operator of the test"}
 
 
 @contextmanager
@@ -43,10 +31,7 @@ def running(shop: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
     """Run `lastseat up` from when it is ready; it is ended by SIGTERM unless it has ended."""
     log = Path(shop["LASTSEAT_DATA_DIR"]) / "up.log"
     with log.open("w") as output:
-        up = subprocess.Popen(
-            [Path(sys.executable).with_name("lastseat"), "up"],
-            env=shop, stdout=subprocess.PIPE, stderr=output, text=True,
-        )  # fmt: skip
+        up = subprocess.Popen([PROGRAM, "up"], env=environment(shop), stdout=subprocess.PIPE, stderr=output, text=True)
     assert up.stdout is not None
     try:
         said = []
@@ -149,9 +134,7 @@ def test_what_was_confirmed_outlives_the_death_of_everything(shop: dict[str, str
     with running(shop) as up:
         found = asyncio.run(look(reservation_id, who))
         assert (found["status"], [seat["status"] for seat in found["seats"]]) == ("CONFIRMED", ["SOLD"])
-        judged = subprocess.run(
-            [Path(sys.executable).with_name("lastseat"), "audit"], env=shop, capture_output=True, text=True, check=False
-        )
+        judged = lastseat("audit", settings=shop)
         assert judged.returncode == 0, judged.stdout + judged.stderr
         assert re.search(r"^I2 +true .*1 confirmations heard", judged.stdout, re.MULTILINE)
 
@@ -167,9 +150,7 @@ def test_after_the_death_of_its_parent_nothing_is_in_the_way_of_the_next_start(s
 
 def test_a_port_that_is_taken_is_a_line(shop: dict[str, str]) -> None:
     with running(shop):
-        second = subprocess.run(
-            [Path(sys.executable).with_name("lastseat"), "up"], env=shop, capture_output=True, text=True, check=False
-        )
+        second = lastseat("up", settings=shop)
     assert second.returncode == 1
     assert (
         second.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("api", "cli", "engine", "loadtests", "lua", "sql", "workers")
+PACKAGES = ("api", "cli", "engine", "loadtests", "lua", "simulator", "sql", "workers")
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,16 @@
-"""A sale with a line in Redis, written without Postgres, and what must be true of it after every script."""
+"""A sale with a line in Redis, and what must be true of it after every script."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine import ids, waiting_room
-from engine.sales import Sale
-from engine.stores.scripts import Gate
+import asyncpg
 
-HOUR_MS = 3_600_000
+from engine import ids, sales, waiting_room
+from engine.sales import Sale, SaleBook
+from engine.stores.connections import Stores
+from engine.stores.outbox import Entry
+from engine.stores.scripts import Gate
+from tests.engine.stored_sales import HOUR_MS, StoredSale
 
 TERMS: dict[str, Any] = {
     "epoch": 1,
@@ -45,12 +48,9 @@ def owner_of(name: str) -> str:
 
 
 @dataclass
-class Line:
+class Line(StoredSale):
     """A line, and the ways in which a test acts on it, looks at it and ages it."""
 
-    redis: Any
-    gate: Gate
-    sale: Sale
     called: set[int] = field(default_factory=set)
 
     async def join(self, name: str = "ann") -> Any:
@@ -86,44 +86,14 @@ class Line:
         return await waiting_room.admit(self.gate, self.sale, most=most)
 
     async def snapshot(self, gone_seq: int = 0, ended_since_ms: int = 0, most: int = 100) -> Any:
-        return await waiting_room.SNAPSHOT(
-            self.gate, self.sale.keys, epoch=1, gone_seq=gone_seq, ended_since_ms=ended_since_ms, most=most
+        return await waiting_room.snapshot(
+            self.gate, self.sale, gone_seq=gone_seq, ended_since_ms=ended_since_ms, most=most
         )
 
     async def signs(self, *people: tuple[str, int, int]) -> Any:
         """Note signs of life: name, number, milliseconds until the next poll is overdue."""
-        flat = [value for name, queue_no, in_ms in people for value in (owner_of(name), queue_no, in_ms)]
-        return await waiting_room.SIGNS(self.gate, self.sale.keys, epoch=1, signs=flat)
-
-    async def set(self, **terms: Any) -> None:
-        """Change terms of the sale behind its back."""
-        await self.redis.hset(self.sale.keys.sale, mapping=terms)
-
-    async def term(self, name: str) -> int:
-        return int(await self.redis.hget(self.sale.keys.sale, name) or 0)
-
-    async def now_ms(self) -> int:
-        """The store's clock."""
-        seconds, microseconds = await self.redis.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
-
-    async def scores(self, name: str) -> dict[str, int]:
-        """A sorted set."""
-        rows = await self.redis.zrange(getattr(self.sale.keys, name), 0, -1, withscores=True)
-        return {member.decode(): int(score) for member, score in rows}
-
-    async def records(self, name: str) -> dict[str, str]:
-        """A hash."""
-        rows = await self.redis.hgetall(getattr(self.sale.keys, name))
-        return {each.decode(): value.decode() for each, value in rows.items()}
-
-    async def entries(self, stream: str = "journal") -> list[dict[str, str]]:
-        """The entries of a stream, each with its id."""
-        rows = await self.redis.xrange(getattr(self.sale.keys, stream))
-        return [
-            {"id": entry_id.decode()} | {name.decode(): value.decode() for name, value in fields.items()}
-            for entry_id, fields in rows
-        ]
+        signs = [(owner_of(name), queue_no, in_ms) for name, queue_no, in_ms in people]
+        return await waiting_room.note_signs(self.gate, self.sale, signs=signs)
 
     async def told(self) -> list[tuple[str, ...]]:
         """What the journal says, without chain and times."""
@@ -140,7 +110,7 @@ class Line:
             key = getattr(self.sale.keys, name)
             for member, score in (await self.scores(name)).items():
                 await self.redis.zadd(key, {member: score - ms})
-        admissions = await self.records("admissions")
+        admissions = await self.fields("admissions")
         if admissions:
             aged = {int(second) - ms // 1000: count for second, count in admissions.items()}
             await self.redis.execute_command("DEL", self.sale.keys.admissions)
@@ -149,7 +119,7 @@ class Line:
 
     async def lose(self) -> None:
         """Lose the store: what a rebuild writes of a line is all that is left."""
-        kept = await self.records("sale")
+        kept = await self.fields("sale")
         keys = self.sale.keys
         for name in ("waiting", "alive", "tokens", "active", "skipped", "returned", "gone", "ties", "admissions"):
             await self.redis.execute_command("DEL", getattr(keys, name))
@@ -163,7 +133,7 @@ class Line:
         """Assert what is true of every line at every moment."""
         waiting, returned = await self.scores("waiting"), await self.scores("returned")
         active, skipped = await self.scores("active"), await self.scores("skipped")
-        tokens = {owner: record.split("|") for owner, record in (await self.records("tokens")).items()}
+        tokens = {owner: record.split("|") for owner, record in (await self.fields("tokens")).items()}
         # I5: one live token an owner, in the set that its status says, and one owner a number.
         by_status = {status: {owner for owner, record in tokens.items() if record[0] == status} for status in STATUSES}
         assert active.keys() == by_status["ACTIVE"]
@@ -180,7 +150,7 @@ class Line:
         assert max(self.called, default=0) <= serving <= await self.term("queue_no")
         assert len(active) <= await self.term("active_max")
         # Nothing is written of somebody who waits but the place, until the turn is near.
-        ended = await self.records("ended_tokens")
+        ended = await self.fields("ended_tokens")
         assert set(map(str, numbers)) & ended.keys() == set()
         assert ended.keys() == (await self.scores("ended_tokens_at")).keys()
         assert (await self.scores("alive")).keys() <= {str(number) for number in numbers}
@@ -190,10 +160,7 @@ class Line:
         assert not above & gone
         if serving < await self.term("queue_no") < 1_000_000:
             assert above | gone == set(range(serving + 1, await self.term("queue_no") + 1))
-        entries = await self.entries()
-        assert [int(entry["n"]) for entry in entries] == list(range(1, len(entries) + 1))
-        assert [entry["before"] for entry in entries] == ["0-0", *[entry["id"] for entry in entries]][: len(entries)]
-        assert await self.term("journal_n") == len(entries)
+        await self.check_stream("journal")
 
 
 STATUSES = ("ACTIVE", "SKIPPED", "RETURNED")
@@ -204,3 +171,59 @@ async def open_line(redis: Any, *, shebang: bool = True, **terms: Any) -> Line:
     sale = Sale(sale_id=ids.random_id(), room=str(terms.get("room", "open")))
     await redis.hset(sale.keys.sale, mapping=TERMS | terms)
     return Line(redis, Gate(redis, shebang=shebang, deadline_s=30), sale)
+
+
+@dataclass
+class RecordedLine(Line):
+    """A line whose sale has a row in Postgres, as one that a process serves has."""
+
+    postgres: asyncpg.Pool = field(kw_only=True)
+    book: SaleBook = field(kw_only=True)
+
+    async def journal(self, epoch: int = 1) -> list[Entry]:
+        """The whole journal, as its owner reads it."""
+        return [
+            Entry(entry["id"], epoch, int(entry["n"]), entry["before"], entry["kind"], entry)
+            for entry in await self.entries()
+        ]
+
+    async def record(self, *entries: Entry) -> None:
+        """Apply these entries, or the whole journal, as its owner would."""
+        async with self.postgres.acquire() as connection, connection.transaction():
+            await waiting_room.record(connection, self.sale, entries or await self.journal())
+
+    async def record_processed(self, queue_no: int, name: str) -> None:
+        """Write that this person has bought."""
+        async with self.postgres.acquire() as connection:
+            await waiting_room.record_processed(connection, self.sale, [(queue_no, owner_of(name))])
+
+    async def rows(self) -> dict[int, tuple[str, str]]:
+        """What Postgres says of each number: status and owner."""
+        rows = await self.postgres.fetch(
+            "SELECT * FROM queue_tokens WHERE sale_id = $1 ORDER BY queue_no", self.sale.sale_id
+        )
+        for row in rows:
+            assert (row["ended_at"] is not None) == (row["status"] in {"PROCESSED", "EXPIRED", "LEFT"})
+            assert row["status"] != "ACTIVE" or row["admitted_at"] is not None
+        return {row["queue_no"]: (row["status"], row["owner"]) for row in rows}
+
+    async def begin_epoch(self, epoch: int) -> None:
+        """The sale was written anew: its row has this epoch, and so has whoever reads it from now on."""
+        await self.postgres.execute("UPDATE sales SET epoch = $2 WHERE sale_id = $1", self.sale.sale_id, epoch)
+        sale = await self.book.read(self.sale.sale_id)
+        assert sale is not None
+        self.sale = sale
+
+
+async def open_recorded_line(stores: Stores) -> RecordedLine:
+    """Write an open room with nobody in it, in both stores."""
+    sale_id, book = ids.random_id(), SaleBook(stores.postgres)
+    async with stores.postgres.acquire() as connection:
+        await sales.create(connection, sale_id=sale_id, kind="stock", terms=sales.Terms(name="drop", room="open"))
+        await connection.execute("UPDATE sales SET epoch = 1, store_state = 'open' WHERE sale_id = $1", sale_id)
+    await book.refresh()
+    sale = await book.find(sale_id)
+    assert sale is not None
+    line = RecordedLine(stores.redis, stores.gate, sale, postgres=stores.postgres, book=book)
+    await line.set(**TERMS)
+    return line

@@ -117,7 +117,7 @@ class OfferedHall(Hall):
 
     async def changed(self) -> dict[str, int]:
         """The seats that changed on the map, each with the version."""
-        return await self._scores("map_changes")
+        return await self.scores("map_changes")
 
     async def check(self) -> None:
         """Assert what is true of every sale with a floor, at every moment."""

@@ -9,9 +9,9 @@ from typing import Any
 from engine import ids, seats
 from engine.sales import Sale
 from engine.stores.scripts import FOLDER, Gate
+from tests.engine.stored_sales import HOUR_MS, StoredSale
 
 PRICE = 50_000
-HOUR_MS = 3_600_000
 
 
 def _record_fields() -> list[str]:
@@ -44,12 +44,9 @@ def buyer(name: str) -> str:
 
 
 @dataclass
-class Hall:
-    """A sale and the ways in which a test looks at it and ages it."""
+class Hall(StoredSale):
+    """A sale of seats and the ways in which a test acts on it, looks at it and ages it."""
 
-    redis: Any
-    gate: Gate
-    sale: Sale
     seat_nos: tuple[str, ...]
     made: int = field(default=0)
 
@@ -73,6 +70,13 @@ class Hall:
         assert isinstance(reply, seats.Held), reply
         return Standing(self, hold_id, buyer(by), reply)
 
+    async def sold(self, *seat_nos: str, **more: Any) -> "Standing":
+        """A hold that was paid and confirmed."""
+        standing = await self.held(*seat_nos, **more)
+        await standing.pay()
+        assert isinstance(await standing.confirm(), seats.Confirmed)
+        return standing
+
     async def find(self, hold_id: str) -> seats.Hold:
         """The hold of this id, which must be known."""
         found = await seats.find(self.gate, self.sale, hold_id=hold_id)
@@ -81,29 +85,12 @@ class Hall:
 
     async def statuses(self) -> dict[str, str]:
         """What stands on each seat that is not free: the state alone."""
-        standing = await self.redis.hgetall(self.sale.keys.seats)
-        return {seat_no.decode(): value.decode().split(" ")[0] for seat_no, value in standing.items()}
-
-    async def set(self, **terms: Any) -> None:
-        """Change terms of the sale behind its back."""
-        await self.redis.hset(self.sale.keys.sale, mapping=terms)
-
-    async def term(self, name: str) -> int:
-        """A counter of the sale."""
-        return int(await self.redis.hget(self.sale.keys.sale, name) or 0)
-
-    async def now_ms(self) -> int:
-        """The store's clock."""
-        seconds, microseconds = await self.redis.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        return {seat_no: value.split(" ")[0] for seat_no, value in (await self.fields("seats")).items()}
 
     async def records(self) -> dict[str, dict[str, str]]:
         """Every record, by hold."""
-        rows = await self.redis.hgetall(self.sale.keys.holds)
-        return {
-            hold_id.decode(): dict(zip(RECORD_FIELDS, row.decode().split("|"), strict=True))
-            for hold_id, row in rows.items()
-        }
+        rows = await self.fields("holds")
+        return {hold_id: dict(zip(RECORD_FIELDS, row.split("|"), strict=True)) for hold_id, row in rows.items()}
 
     async def rewrite(self, hold_id: str, **changes: Any) -> None:
         """Change fields of a record behind the scripts' back, its score in the sorted sets too."""
@@ -119,22 +106,11 @@ class Hall:
         """Let a hold's own deadline lie behind."""
         await self.rewrite(hold_id, expires_at_ms=await self.now_ms() - ago_ms)
 
-    async def entries(self, stream: str) -> list[dict[str, str]]:
-        """The entries of `journal` or `outbox`, each with its id."""
-        rows = await self.redis.xrange(getattr(self.sale.keys, stream))
-        return [
-            {"id": entry_id.decode()} | {name.decode(): value.decode() for name, value in fields.items()}
-            for entry_id, fields in rows
-        ]
-
     async def check(self) -> None:
         """Assert what is true of every sale at every moment."""
-        keys = self.sale.keys
         records = await self.records()
-        prices = {seat_no.decode(): row.decode() for seat_no, row in (await self.redis.hgetall(keys.prices)).items()}
-        standing = {
-            seat_no.decode(): value.decode() for seat_no, value in (await self.redis.hgetall(keys.seats)).items()
-        }
+        prices = await self.fields("prices")
+        standing = await self.fields("seats")
         # I1: every seat is in one state, under one hold, and that hold says the same of it.
         assert standing.keys() <= prices.keys()
         counted: dict[str, str] = {}
@@ -153,7 +129,7 @@ class Hall:
             state: {hold_id for hold_id, record in records.items() if record["state"] == state}
             for state in ("HELD", "PAYING", "SOLD", "ENDED")
         }
-        scores = {name: await self._scores(name) for name in ("deadlines", "paying", "ended")}
+        scores = {name: await self.scores(name) for name in ("deadlines", "paying", "ended")}
         assert scores["deadlines"].keys() == in_state["HELD"]
         for each, free_at_ms in scores["deadlines"].items():
             assert 0 <= free_at_ms - int(records[each]["expires_at_ms"]) <= await self.term("release_jitter_ms")
@@ -161,7 +137,7 @@ class Hall:
         assert scores["ended"].keys() == in_state["SOLD"] | in_state["ENDED"]
 
         # Counts per buyer are what the records add up to.
-        rows = {buyer_id.decode(): row.decode() for buyer_id, row in (await self.redis.hgetall(keys.buyers)).items()}
+        rows = await self.fields("buyers")
         sums: dict[str, tuple[int, int, set[str]]] = {}
         for hold_id, record in records.items():
             sold, ended, open_ids = sums.get(record["buyer_id"], (0, 0, set()))
@@ -184,20 +160,11 @@ class Hall:
         assert len(set(fences)) == len(fences)
         assert max(fences, default=0) <= await self.term("fence")
         for stream in ("journal", "outbox"):
-            entries = await self.entries(stream)
-            assert [int(entry["n"]) for entry in entries] == list(range(1, len(entries) + 1))
-            assert [entry["before"] for entry in entries] == ["0-0", *[entry["id"] for entry in entries]][
-                : len(entries)
-            ]
-            assert await self.term(f"{stream}_n") == len(entries)
+            await self.check_stream(stream)
 
     def prices_of(self, record: str) -> frozenset[str]:
         """What a seat may cost, by its record."""
         return frozenset([record])
-
-    async def _scores(self, name: str) -> dict[str, int]:
-        rows = await self.redis.zrange(getattr(self.sale.keys, name), 0, -1, withscores=True)
-        return {hold_id.decode(): int(score) for hold_id, score in rows}
 
 
 def _forgotten(value: str, records: dict[str, dict[str, str]]) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -115,7 +115,9 @@ def judge(units: tuple[Unit, ...], taken: frozenset[str], best: wishes.Best, ans
 # T is a seat that is taken.
 ROWS = st.lists(
     st.tuples(
-        st.sampled_from(("A", "B")), st.text("FFFFTTA ", min_size=1, max_size=9).filter(str.strip), st.sampled_from(("GOLD", "STD"))
+        st.sampled_from(("A", "B")),
+        st.text("FFFFTTA ", min_size=1, max_size=9).filter(str.strip),
+        st.sampled_from(("GOLD", "STD")),
     ),
     min_size=1,
     max_size=6,
@@ -192,11 +194,6 @@ def test_the_best_seats_are_the_best(
 
 async def large(redis: RedisClient, *rows: str) -> OfferedHall:
     return await open_offered(redis, *[Row("A", str(number), text) for number, text in enumerate(rows)])
-
-
-@pytest.fixture
-async def counted(redis_any: RedisClient) -> AsyncIterator[RedisClient]:
-    yield redis_any
 
 
 async def test_a_long_search_is_done_in_bounded_parts(redis_any: RedisClient) -> None:

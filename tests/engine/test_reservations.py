@@ -319,15 +319,3 @@ async def test_a_list_shows_what_has_lapsed_as_ended(shop: Shop) -> None:
         (True, "PENDING"),
         (False, "CANCELLED"),
     }
-
-
-async def test_my_tickets_come_newest_first_in_pages(shop: Shop) -> None:
-    for seat_nos, by in ((("A-1-1", "A-1-2"), "ann"), (("A-1-3",), "ann"), (("A-1-4",), "bob")):
-        await shop.buy(*seat_nos, by=by)
-        await shop.drain()
-    postgres, user_id = shop.stores.postgres, await shop.person("ann")
-    first = await reservations.list_tickets(postgres, user_id, limit=2)
-    rest = await reservations.list_tickets(postgres, user_id, before=first[-1].ticket_no, limit=2)
-    assert [ticket.seat_no for ticket in (*first, *rest)] == ["A-1-3", "A-1-2", "A-1-1"]
-    assert {ticket.status for ticket in (*first, *rest)} == {"VALID"}
-    assert {ticket.schedule_id for ticket in first} == {(await shop.sale()).schedule_id}

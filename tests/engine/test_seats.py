@@ -1,26 +1,17 @@
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import RedisCluster
 
 from engine import ids, seats
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SlowDown
 from engine.stores.connections import RedisClient
 from engine.stores.replies import Refusal, SaleRebuilding, SaleUnknown, StaleEpoch, title_of
 from engine.stores.scripts import Script, StoreFull
-from tests.engine.seat_sales import HOUR_MS, PRICE, Hall, buyer, open_hall, together
+from tests.engine.seat_sales import PRICE, Hall, buyer, open_hall, together
+from tests.engine.stored_sales import HOUR_MS
 
 SCRIPTS = [value for value in vars(seats).values() if isinstance(value, Script)]
-
-
-@pytest.fixture
-async def hall(redis_any: RedisClient) -> AsyncIterator[Hall]:
-    """A sale of A-1-1 … A-1-6 without a room, on one Valkey and on a cluster; in order at the end of every test."""
-    hall = await open_hall(redis_any)
-    yield hall
-    await hall.check()
 
 
 async def let_in(hall: Hall, *names: str, first_no: int = 1, for_ms: int = 60_000) -> None:
@@ -30,14 +21,6 @@ async def let_in(hall: Hall, *names: str, first_no: int = 1, for_ms: int = 60_00
     for queue_no, name in enumerate(names, first_no):
         await hall.redis.hset(keys.tokens, buyer(name), f"ACTIVE|{queue_no}|0|{now_ms}")
         await hall.redis.zadd(keys.active, {buyer(name): now_ms + for_ms})
-
-
-async def sold(hall: Hall, *seat_nos: str, **more: Any) -> Any:
-    """A hold that was paid and confirmed."""
-    standing = await hall.held(*seat_nos, **more)
-    await standing.pay()
-    assert isinstance(await standing.confirm(), seats.Confirmed)
-    return standing
 
 
 # --- hold -------------------------------------------------------------------------------------------------------------
@@ -94,10 +77,10 @@ async def test_a_refusal_lists_every_seat_in_conflict_with_its_reason(redis_any:
     hall = await open_hall(redis_any, *(f"Box 1-1-{number}" for number in range(1, 8)), blocked=("Box 1-2-1",))
     await hall.held("Box 1-1-1")
     await (await hall.held("Box 1-1-2")).pay()
-    await sold(hall, "Box 1-1-3")
+    await hall.sold("Box 1-1-3")
     await hall.held("Box 1-1-4", by="bob")
     await (await hall.held("Box 1-1-5", by="bob")).pay()
-    await sold(hall, "Box 1-1-6", by="bob")
+    await hall.sold("Box 1-1-6", by="bob")
 
     refused = await hall.hold(*(f"Box 1-1-{number}" for number in range(1, 8)), "Box 1-2-1", by="bob")
 
@@ -204,7 +187,7 @@ async def test_a_repeat_learns_of_its_hold_also_when_the_sale_is_over(hall: Hall
 
 @pytest.mark.parametrize("stream", ["journal", "outbox"])
 async def test_new_holds_wait_when_postgres_is_far_behind(hall: Hall, stream: str) -> None:
-    standing = await sold(hall, "A-1-1")
+    standing = await hall.sold("A-1-1")
     await hall.held("A-1-2")
     persisted = await hall.term(f"{stream}_n") - 2
     await hall.set(backlog_max=1, journal_persisted_n=100, outbox_persisted_n=100)
@@ -216,7 +199,7 @@ async def test_new_holds_wait_when_postgres_is_far_behind(hall: Hall, stream: st
 
 async def test_a_buyer_may_have_so_many_seats_and_no_more(hall: Hall) -> None:
     await hall.set(per_buyer_max=4)
-    await sold(hall, "A-1-1")
+    await hall.sold("A-1-1")
     await (await hall.held("A-1-2")).pay()
     lapsed = await hall.held("A-1-3")
     await lapsed.lapse()
@@ -366,7 +349,7 @@ async def test_the_first_hold_enters_the_token_and_every_write_renews_it(hall: H
 
 async def test_confirming_ends_the_place_in_line_that_the_hold_was_made_with(hall: Hall) -> None:
     await let_in(hall, "ann")
-    standing = await sold(hall, "A-1-1", queue_no=1)
+    standing = await hall.sold("A-1-1", queue_no=1)
 
     assert await hall.redis.hget(hall.sale.keys.tokens, buyer("ann")) is None
     assert await hall.redis.hget(hall.sale.keys.ended_tokens, "1") == b"PROCESSED|" + buyer("ann").encode()
@@ -627,7 +610,7 @@ async def test_confirming_sells_the_seats_and_repeated_answers_its_first_number(
     await standing.pay()
 
     assert await together(standing.confirm(), standing.confirm()) == [seats.Confirmed(1)] * 2
-    await sold(hall, "A-1-3", by="bob")
+    await hall.sold("A-1-3", by="bob")
     assert await standing.confirm() == seats.Confirmed(1)
 
     assert await hall.statuses() == {"A-1-1": "SOLD", "A-1-2": "SOLD", "A-1-3": "SOLD"}
@@ -757,7 +740,7 @@ async def test_two_sweeps_of_one_moment_end_a_hold_once(hall: Hall) -> None:
 async def test_past_the_window_an_ended_hold_is_forgotten_and_a_sold_one_once_postgres_has_it(hall: Hall) -> None:
     released = await hall.held("A-1-1")
     await released.release()
-    standing = await sold(hall, "A-1-2")
+    standing = await hall.sold("A-1-2")
     ended = hall.sale.keys.ended
     old_ms = await hall.now_ms() - HOUR_MS
     await hall.redis.zadd(ended, {released.hold_id: old_ms + 5_000, standing.hold_id: old_ms})
@@ -798,7 +781,7 @@ async def test_payments_past_their_deadline_are_listed_the_oldest_first_and_stay
 
 
 async def test_a_sale_that_could_not_stand_frees_its_seats(hall: Hall) -> None:
-    standing = await sold(hall, "A-1-1", "A-1-2")
+    standing = await hall.sold("A-1-1", "A-1-2")
     claims = (seats.Claim("A-1-1"), seats.Claim("A-1-2"))
 
     assert await together(standing.restore(*claims), standing.restore(*claims)) == [
@@ -815,7 +798,7 @@ async def test_a_sale_that_could_not_stand_frees_its_seats(hall: Hall) -> None:
 
 
 async def test_a_seat_that_another_hold_claims_is_sold_for_that_hold(hall: Hall) -> None:
-    standing = await sold(hall, "A-1-1", "A-1-2")
+    standing = await hall.sold("A-1-1", "A-1-2")
     other_id = ids.derive("other")
 
     claims = (seats.Claim("A-1-1", other_id, 77), seats.Claim("A-1-2"))
@@ -827,7 +810,7 @@ async def test_a_seat_that_another_hold_claims_is_sold_for_that_hold(hall: Hall)
 
 
 async def test_what_was_given_back_in_part_frees_only_that(hall: Hall) -> None:
-    standing = await sold(hall, "A-1-1", "A-1-2")
+    standing = await hall.sold("A-1-1", "A-1-2")
     kept = seats.Claim("A-1-1", standing.hold_id, standing.fence)
 
     assert await standing.restore(kept, seats.Claim("A-1-2"), reason="USER") == seats.Restored(1)
@@ -841,7 +824,7 @@ async def test_what_was_given_back_in_part_frees_only_that(hall: Hall) -> None:
 
 
 async def test_a_restore_works_when_the_record_is_forgotten(hall: Hall) -> None:
-    standing = await sold(hall, "A-1-1", "A-1-2")
+    standing = await hall.sold("A-1-1", "A-1-2")
     await hall.set(outbox_persisted_n=1)
     await hall.redis.zadd(hall.sale.keys.ended, {standing.hold_id: 1})
     await seats.expire(hall.gate, hall.sale, most=10)
@@ -856,7 +839,7 @@ async def test_a_restore_works_when_the_record_is_forgotten(hall: Hall) -> None:
 
 
 async def test_a_restore_leaves_the_seats_next_holder_alone(hall: Hall) -> None:
-    standing = await sold(hall, "A-1-1")
+    standing = await hall.sold("A-1-1")
     await standing.restore(seats.Claim("A-1-1"))
     await hall.held("A-1-1", by="bob")
 
@@ -865,7 +848,7 @@ async def test_a_restore_leaves_the_seats_next_holder_alone(hall: Hall) -> None:
 
 
 async def test_a_hold_on_a_claimed_seat_ends_and_a_payment_on_it_is_left_to_postgres(hall: Hall) -> None:
-    standing = await sold(hall, "A-1-1")
+    standing = await hall.sold("A-1-1")
     await standing.restore(seats.Claim("A-1-1"))
     claim = seats.Claim("A-1-1", standing.hold_id, standing.fence)
     other = await hall.held("A-1-1", "A-1-2", by="bob")
@@ -885,7 +868,7 @@ async def test_a_hold_on_a_claimed_seat_ends_and_a_payment_on_it_is_left_to_post
 
 
 async def test_a_restore_with_another_fence_touches_nothing(hall: Hall) -> None:
-    standing = await sold(hall, "A-1-1")
+    standing = await hall.sold("A-1-1")
 
     assert await standing.restore(seats.Claim("A-1-1"), fence=2) == seats.HoldUnknown()
     assert await hall.statuses() == {"A-1-1": "SOLD"}
@@ -906,7 +889,7 @@ async def test_what_postgres_sold_is_sold_whatever_redis_forgot(hall: Hall) -> N
 
 async def test_after_a_sale_that_could_not_stand_its_buyer_goes_next(hall: Hall) -> None:
     await let_in(hall, "ann")
-    standing = await sold(hall, "A-1-1", queue_no=1)
+    standing = await hall.sold("A-1-1", queue_no=1)
 
     await standing.restore(seats.Claim("A-1-1"), goes_next=True)
     await standing.restore(seats.Claim("A-1-1"), goes_next=True)
@@ -919,7 +902,7 @@ async def test_after_a_sale_that_could_not_stand_its_buyer_goes_next(hall: Hall)
 
 async def test_a_buyer_who_has_joined_anew_does_not_go_next(hall: Hall) -> None:
     await let_in(hall, "ann")
-    standing = await sold(hall, "A-1-1", queue_no=1)
+    standing = await hall.sold("A-1-1", queue_no=1)
     await hall.redis.zadd(hall.sale.keys.waiting, {buyer("ann"): 9})
 
     await standing.restore(seats.Claim("A-1-1"), goes_next=True)
@@ -953,7 +936,6 @@ def every_verb(hall: Hall) -> list[Any]:
             goes_next=True,
             claims=(seats.Claim("A-1-1"),),
         ),
-        seats.read_map(hall.gate, hall.sale),
     ]
 
 
@@ -995,14 +977,12 @@ async def test_numbers_stay_whole_in_a_late_epoch(hall: Hall) -> None:
     far = 5_000_000 * 10**9
     await hall.set(fence=far, map_version=far)
 
-    standing = await sold(hall, "A-1-1")
+    standing = await hall.sold("A-1-1")
 
     assert standing.fence == far + 1
     assert (await standing.find()).fence == far + 1
     assert await standing.confirm() == seats.Confirmed(1)
-    version = await seats.read_map(hall.gate, hall.sale)
-    assert isinstance(version, seats.SeatMap)
-    assert version.version == far + 2
+    assert await hall.term("map_version") == far + 2
 
 
 async def test_a_full_store_refuses_holds_and_still_finishes_what_began(redis_any: RedisClient) -> None:
@@ -1013,7 +993,7 @@ async def test_a_full_store_refuses_holds_and_still_finishes_what_began(redis_an
     await given_up.pay()
     given_back, lapsed, unpaid = [await hall.held(f"A-1-{number}") for number in (3, 4, 5)]
     await lapsed.lapse()
-    settled = await sold(hall, "A-1-6")
+    settled = await hall.sold("A-1-6")
 
     await _limit_memory(redis_any, 1)
     try:
@@ -1037,136 +1017,6 @@ async def _limit_memory(redis: RedisClient, size: int) -> None:
     await redis.execute_command("CONFIG SET", "maxmemory", size, **nodes)
 
 
-# --- the map ----------------------------------------------------------------------------------------------------------
-
-
-async def test_the_map_shows_what_a_buyer_may_see(redis_any: RedisClient) -> None:
-    hall = await open_hall(redis_any, blocked=("B-1-1",))
-    await hall.held("A-1-1")
-    await (await hall.held("A-1-2")).pay()
-    await sold(hall, "A-1-3")
-
-    shown = await seats.read_map(hall.gate, hall.sale)
-
-    assert isinstance(shown, seats.SeatMap)
-    assert shown.statuses == {"A-1-1": "HELD", "A-1-2": "HELD", "A-1-3": "SOLD", "B-1-1": "BLOCKED"}
-    assert await seats.read_map(hall.gate, hall.sale, shown) is shown
-
-
-async def test_the_version_grows_with_what_a_buyer_can_see_and_with_nothing_else(hall: Hall) -> None:
-    async def grows(asked: Any) -> bool:
-        before = await hall.term("map_version")
-        await asked
-        return await hall.term("map_version") > before
-
-    standing = await hall.held("A-1-1", "A-1-2")
-    assert not await grows(standing.extend())
-    assert not await grows(standing.pay("p1"))
-    assert not await grows(standing.abandon("p1"))
-    assert await grows(standing.release("A-1-2"))
-    await standing.pay("p2")
-    assert await grows(standing.confirm("p2"))
-    assert not await grows(standing.confirm("p2"))
-    assert await grows(standing.restore(seats.Claim("A-1-1")))
-    assert not await grows(standing.restore(seats.Claim("A-1-1")))
-    lapsed = await hall.held("A-1-1")
-    await lapsed.lapse()
-    assert await grows(seats.expire(hall.gate, hall.sale, most=1))
-    overdue = await hall.held("A-1-1")
-    await overdue.pay()
-    await hall.rewrite(overdue.hold_id, expires_at_ms=1)
-    assert await grows(overdue.abandon())
-
-
-async def test_a_process_answers_what_changed_since_a_version(hall: Hall) -> None:
-    maps = seats.Maps(hall.gate)
-    first = await hall.held("A-1-1")
-    known = await maps.read(hall.sale)
-    assert isinstance(known, seats.SeatMap)
-    await hall.held("A-1-2")
-    await first.release()
-    assert await maps.read(hall.sale) is known  # still fresh
-
-    _make_stale(maps, hall)
-    changes = await maps.read_since(hall.sale, known.version)
-    assert changes == seats.Changes(await hall.term("map_version"), {"A-1-1": "FREE", "A-1-2": "HELD"})
-    await hall.held("A-1-3")
-    _make_stale(maps, hall)
-    assert await maps.read_since(hall.sale, changes.version) == seats.Changes(
-        await hall.term("map_version"), {"A-1-3": "HELD"}
-    )
-    both = await maps.read_since(hall.sale, known.version)
-    assert isinstance(both, seats.Changes)
-    assert both.statuses == {"A-1-1": "FREE", "A-1-2": "HELD", "A-1-3": "HELD"}
-
-    # Too old, and of another epoch: the whole map.
-    assert isinstance(await maps.read_since(hall.sale, known.version - 1), seats.SeatMap)
-    assert isinstance(await maps.read_since(hall.sale, known.version + 10**9), seats.SeatMap)
-    # Newer than this process: nothing is taken back.
-    assert await maps.read_since(hall.sale, known.version + 90) == seats.Changes(known.version + 90, {})
-
-
-async def test_after_a_rebuild_the_map_is_whole_again(hall: Hall) -> None:
-    maps = seats.Maps(hall.gate)
-    await hall.held("A-1-1")
-    known = await maps.read(hall.sale)
-    assert isinstance(known, seats.SeatMap)
-    await hall.set(map_version=2 * 10**9, fence=2 * 10**9)
-    await hall.held("A-1-2")
-    _make_stale(maps, hall)
-
-    assert isinstance(await maps.read_since(hall.sale, known.version), seats.SeatMap)
-
-
-def test_a_change_while_the_map_is_read_is_never_left_out() -> None:
-    # The store went on from version 5 to 7 while this map was read: it may hold the change of 6, and a client that
-    # knows 6 from another process must still be told it.
-    watched = seats._Watched()
-    watched.advance(seats.SeatMap(version=3, read_until=3, statuses={}))
-    watched.advance(seats.SeatMap(version=5, read_until=7, statuses={"A-1-6": "HELD"}))
-    watched.advance(seats.SeatMap(version=8, read_until=8, statuses={"A-1-6": "HELD", "A-1-8": "HELD"}))
-
-    assert watched.changes(5) == seats.Changes(8, {"A-1-6": "HELD", "A-1-8": "HELD"})
-    assert watched.changes(7) == seats.Changes(8, {"A-1-8": "HELD"})
-    assert watched.changes(2) is None
-
-
-async def test_many_who_ask_for_a_map_cause_one_reading(redis: Redis) -> None:
-    hall = await open_hall(redis)
-    await hall.held("A-1-1")
-    maps = seats.Maps(hall.gate)
-    await redis.config_resetstat()
-
-    answers = await together(*(maps.read(hall.sale) for _ in range(50)))
-
-    assert len({id(answer) for answer in answers}) == 1
-    counted = await redis.info("commandstats")
-    assert counted["cmdstat_hgetall"]["calls"] == 3  # the seats once, the sale by each of two small scripts
-
-
-async def test_a_buyer_who_goes_away_does_not_stop_the_reading_of_others(hall: Hall) -> None:
-    maps = seats.Maps(hall.gate)
-    leaving = asyncio.ensure_future(maps.read(hall.sale))
-    staying = asyncio.ensure_future(maps.read(hall.sale))
-    await asyncio.sleep(0)
-    leaving.cancel()
-
-    assert isinstance(await staying, seats.SeatMap)
-
-
-async def test_a_process_keeps_the_maps_of_so_many_sales(redis: Redis) -> None:
-    halls = [await open_hall(redis) for _ in range(3)]
-    maps = seats.Maps(halls[0].gate, most=2)
-    for hall in halls:
-        await maps.read(hall.sale)
-
-    assert list(maps._watched) == [hall.sale.sale_id for hall in halls[1:]]
-
-
-def _make_stale(maps: seats.Maps, hall: Hall) -> None:
-    maps._watched[hall.sale.sale_id].fresh_until = 0.0
-
-
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
@@ -1183,7 +1033,7 @@ def test_what_frees_or_finishes_works_in_a_full_store_and_what_reads_writes_noth
     assert {name for name, each in flags.items() if each == ("allow-oom",)} == {
         *("pay", "confirm", "abandon", "release", "expire", "restore"),
     }
-    assert {name for name, each in flags.items() if each == ("no-writes",)} == {"find", "overdue", "map"}
+    assert {name for name, each in flags.items() if each == ("no-writes",)} == {"find", "overdue"}
     assert {name for name, each in flags.items() if not each} == {"hold", "extend"}
 
 

@@ -4,30 +4,20 @@ Words are held against the model, states of the two stores against each other, t
 every sale is asserted after every step.
 """
 
-import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
-import fakeredis
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from engine import ids, seats
 from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
 from engine.stores import embedded
-from engine.stores.connections import open_redis
 from engine.stores.replies import Reply
 from tests.engine.seat_sales import Hall, buyer, open_hall
+from tests.engine.two_stores import TwoStores, try_out
 
 LIMIT = 4
 SEATS = tuple(f"A-1-{number}" for number in range(1, 9))
@@ -250,44 +240,28 @@ def some(*states: str) -> Callable[[Any], bool]:
     return lambda machine: any(wish.state in states for wish in machine.model.wishes.values())
 
 
-class Seats(RuleBasedStateMachine):
+class Seats(TwoStores[Hall]):
     """Holds of three buyers on eight seats, on two stores and in the model at once."""
-
-    url: ClassVar[str]
 
     def __init__(self) -> None:
         super().__init__()
-        self.runner = asyncio.Runner()
         self.model = Model()
         self.aged_ms = 1
         self.made = 0
         self.queue_nos: dict[str, int] = {}
-        self.valkey, self.fake = self.runner.run(self._open())
 
-    async def _open(self) -> tuple[Hall, Hall]:
-        terms: dict[str, Any] = {"blocked": (BLOCKED,), "per_buyer_max": LIMIT}
-        server = fakeredis.FakeServer(server_type="valkey")
-        return (
-            await open_hall(open_redis(self.url), *SEATS, **terms),
-            await open_hall(fakeredis.FakeAsyncRedis(server=server), *SEATS, shebang=False, **terms),
-        )
+    async def open(self, redis: Any, *, shebang: bool) -> Hall:
+        return await open_hall(redis, *SEATS, shebang=shebang, blocked=(BLOCKED,), per_buyer_max=LIMIT)
 
-    def teardown(self) -> None:
-        """Leave nothing in the store that is shared."""
-        self.runner.run(self._close())
-        self.runner.close()
-
-    async def _close(self) -> None:
-        await self.valkey.redis.flushall()
-        await self.valkey.redis.aclose()
-        await self.fake.redis.aclose()
-
-    def on_both(self, act: Callable[[Hall], Coroutine[Any, Any, Any]]) -> Any:
-        """Do the same on both stores; the answer, which must be the same word with the same fields."""
-        on_valkey = self.runner.run(act(self.valkey))
-        on_fake = self.runner.run(act(self.fake))
-        assert _timeless(on_valkey) == _timeless(on_fake)
-        return on_valkey
+    def timeless(self, answer: Any) -> Any:
+        if isinstance(answer, Reply | seats.Hold):
+            fields = {name: getattr(answer, name) for name in answer.__struct_fields__}
+            return type(answer), self.timeless(fields)
+        if isinstance(answer, dict):
+            return {name: self.timeless(value) for name, value in answer.items() if name not in TIMES}
+        if isinstance(answer, list):
+            return [self.timeless(value) for value in answer]
+        return answer
 
     def ask(self, verb: Callable[..., Coroutine[Any, Any, Any]], **arguments: Any) -> Any:
         """Call one of the engine's functions on both stores."""
@@ -566,8 +540,8 @@ class Seats(RuleBasedStateMachine):
 
     @invariant()
     def a_buyer_has_bought_what_the_model_says(self) -> None:
-        rows = self.runner.run(self.valkey.redis.hgetall(self.valkey.sale.keys.buyers))
-        bought = {name: int(rows.get(buyer(name).encode(), b"0").split(b" ")[0]) for name in BUYERS}
+        rows = self.runner.run(self.valkey.fields("buyers"))
+        bought = {name: int(rows.get(buyer(name), "0").split(" ")[0]) for name in BUYERS}
         assert bought == self.model.sold
 
     @invariant()
@@ -579,29 +553,13 @@ class Seats(RuleBasedStateMachine):
         self.runner.run(self.valkey.check())
 
 
-def _timeless(answer: Any) -> Any:
-    """An answer or contents without what tells a time."""
-    if isinstance(answer, Reply | seats.Hold):
-        fields = {name: getattr(answer, name) for name in answer.__struct_fields__}
-        return type(answer), _timeless(fields)
-    if isinstance(answer, dict):
-        return {name: _timeless(value) for name, value in answer.items() if name not in TIMES}
-    if isinstance(answer, list):
-        return [_timeless(value) for value in answer]
-    return answer
-
-
 async def _contents(hall: Hall) -> dict[str, Any]:
     """Everything that the sale has in this store."""
-    keys, redis = hall.sale.keys, hall.redis
-    hashes = {
-        name: await redis.hgetall(getattr(keys, name)) for name in ("sale", "seats", "buyers", "prices", "tokens")
-    }
+    hashes = ("sale", "seats", "buyers", "prices", "tokens", "ended_tokens")
     sets = ("deadlines", "paying", "ended", "active", "returned", "ended_tokens_at")
     return {
-        **{name: {k.decode(): v.decode() for k, v in rows.items()} for name, rows in hashes.items()},
-        **{name: sorted(await redis.zrange(getattr(keys, name), 0, -1)) for name in sets},
-        "ended_tokens": await redis.hgetall(keys.ended_tokens),
+        **{name: await hall.fields(name) for name in hashes},
+        **{name: sorted(await hall.scores(name)) for name in sets},
         "records": await hall.records(),
         "journal": await hall.entries("journal"),
         "outbox": await hall.entries("outbox"),
@@ -610,15 +568,4 @@ async def _contents(hall: Hall) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)
 def test_seats_behave_alike_on_valkey_on_fakeredis_and_in_the_model(valkey_server: embedded.Server) -> None:
-    class OnThisServer(Seats):
-        url = valkey_server.url
-
-    run_state_machine_as_test(
-        OnThisServer,
-        settings=settings(
-            max_examples=80,
-            stateful_step_count=50,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-        ),
-    )
+    try_out(Seats, valkey_server, examples=80, steps=50)

@@ -85,3 +85,49 @@ def test_a_misspelt_variable_is_refused_with_the_right_name() -> None:
 def test_a_cluster_needs_a_queue_store_of_its_own() -> None:
     with pytest.raises(SettingsFault, match=r"^LASTSEAT_QUEUE_REDIS_URL must name a Redis of its own"):
         Settings.from_environment({"LASTSEAT_REDIS_URL": "redis+cluster://one:7000"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"LASTSEAT_STRIPE_API_BASE": "http://127.0.0.1:1"}, "means nothing without LASTSEAT_STRIPE_API_KEY"),
+        ({"LASTSEAT_STRIPE_WEBHOOK_SECRET": "whsec"}, "means nothing without LASTSEAT_STRIPE_API_KEY"),
+        (
+            {"LASTSEAT_STRIPE_API_KEY": "sk_test", "LASTSEAT_STRIPE_API_BASE": "http://gateway.example"},
+            "must begin with https://",
+        ),
+        ({"LASTSEAT_STRIPE_API_KEY": "sk_test", "LASTSEAT_CURRENCY": "ISK"}, "counts ISK in hundredths"),
+    ],
+)
+def test_a_gateway_that_cannot_be_used_is_refused(environ: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsFault, match=said):
+        Settings.from_environment(environ)
+
+
+@pytest.mark.parametrize(
+    ("key", "real"),
+    [(None, False), ("sk_test_simulated", False), ("sk_test_simulated_1f", False), ("sk_test_1f", True)],
+)
+def test_only_a_key_of_the_simulated_gateway_moves_no_money(key: str | None, *, real: bool) -> None:
+    assert Settings(stripe_api_key=key).has_real_gateway is real
+
+
+def test_a_simulated_gateway_may_be_anywhere() -> None:
+    base = "http://gateway.test:8420"
+    assert Settings(stripe_api_key="sk_test_simulated", stripe_api_base=base).stripe_api_base == base
+
+
+def test_settings_tell_no_secret() -> None:
+    settings = Settings(
+        admin_key="admin-key-of-an-operator",
+        secret="s3cret" * 6,
+        stripe_api_key="sk_test_of_a_shop",
+        stripe_webhook_secret="whsec_of_a_shop",
+        redis_url="rediss://shop:passw0rd@redis:6379",
+        postgres_url="postgresql://shop:passw0rd@db/shop",
+    )
+    told = f"{settings!r} {settings} {settings.__rich_repr__()}"
+    for secret in ("admin-key", "s3cret", "sk_test", "whsec", "passw0rd"):
+        assert secret not in told
+    for open_to_all in ("redis:6379", "db/shop", "port=8000", "KRW"):
+        assert open_to_all in told

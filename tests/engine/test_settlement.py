@@ -6,11 +6,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from engine import authorisations, ids, payments, reconciliation, seats, settlement
-from engine.reservations import Holding
+from engine import authorisations, ids, reconciliation, seats, settlement
 from engine.stores.connections import Stores
 from engine.stores.outbox import Divergence, Entry
-from tests.shop import PRICE, Shop, open_shop
+from tests.shop import PRICE, Shop, fact, fact_of, open_shop
 
 
 @pytest.fixture
@@ -19,91 +18,33 @@ async def shop(stores: Stores) -> Shop:
     return await open_shop(stores)
 
 
-def fact(kind: str, *, n: int, hold_id: str, payment_id: str, fence: int = 1, **fields: str) -> Entry:
-    """A fact as it might stand in the outbox, true or not."""
-    named = {"hold_id": hold_id, "payment_id": payment_id, "fence": str(fence), "queue_no": "0", "at_ms": "1"}
-    return Entry(f"{n}-0", 1, n, f"{n - 1}-0", kind, named | {"buyer_id": "0b" * 16} | fields)
-
-
-async def settle(shop: Shop, *facts: Entry) -> None:
-    """Apply facts in one batch, whatever the stream says."""
-    async with shop.stores.postgres.acquire() as connection, connection.transaction():
-        await settlement.handler(await shop.sale()).apply(connection, facts)
-
-
-async def second_hold(shop: Shop, *seat_nos: str, by: str = "bob") -> Any:
-    """An authorised payment of another hold on seats that are taken already, as a failover can leave one."""
-    sale, user_id = await shop.sale(), await shop.person(by)
-    hold_id = ids.derive_in(shop.sale_id, "second", by, *seat_nos)
-    request = authorisations.Authorisation(
-        payment_id=ids.derive("payment of", hold_id),
-        fingerprint="",
-        pay_deadline_ms=4_000_000_000_000,
-        holding=Holding(
-            reservation_id=hold_id,
-            sale_id=sale.sale_id,
-            schedule_id=str(sale.schedule_id),
-            user_id=user_id,
-            epoch=sale.epoch,
-            fence=77,
-            queue_no=0,
-            fingerprint="",
-            amount=PRICE * len(seat_nos),
-            expires_at_ms=4_000_000_000_000,
-            created_at_ms=1_900_000_000_000,
-            seat_nos=seat_nos,
-            prices=(PRICE,) * len(seat_nos),
-        ),
-    )
-    (payment,) = await authorisations.authorise(shop.stores.postgres, [request])
-    assert isinstance(payment, payments.Payment)
-    assert payment.status == "AUTHORISED"
-    return request
-
-
-def sold(request: Any, *, n: int) -> Entry:
-    holding = request.holding
-    return fact(
-        "confirmed",
-        n=n,
-        hold_id=holding.reservation_id,
-        payment_id=request.payment_id,
-        fence=holding.fence,
-        buyer_id=holding.user_id,
-    )
-
-
-async def rows(shop: Shop, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
-    return [tuple(row) for row in await shop.stores.postgres.fetch(sql, *arguments)]
-
-
 # A sale that stands ---------------------------------------------------------------------------------------------------
 
 
 async def test_a_sale_that_stands_is_written_whole(shop: Shop) -> None:
     request = await shop.buy("A-1-1", "A-1-2")
     hold_id, user_id = request.holding.reservation_id, request.holding.user_id
-    before = await rows(shop, "SELECT seats_available, version FROM schedules")
+    before = await shop.rows("SELECT seats_available, version FROM schedules")
     await shop.drain()
 
     assert await shop.reservation(hold_id) == ("CONFIRMED", None)
     assert await shop.payment(request.payment_id) == "SUCCESS"
-    assert await rows(shop, "SELECT seat_no, status FROM reservation_seats ORDER BY 1") == [
+    assert await shop.rows("SELECT seat_no, status FROM reservation_seats ORDER BY 1") == [
         ("A-1-1", "CLAIMED"),
         ("A-1-2", "CLAIMED"),
     ]
-    assert await rows(shop, "SELECT seat_no FROM seats WHERE sold ORDER BY 1") == [("A-1-1",), ("A-1-2",)]
-    assert await rows(shop, "SELECT seat_no, user_id, status FROM tickets ORDER BY 1") == [
+    assert await shop.rows("SELECT seat_no FROM seats WHERE sold ORDER BY 1") == [("A-1-1",), ("A-1-2",)]
+    assert await shop.rows("SELECT seat_no, user_id, status FROM tickets ORDER BY 1") == [
         ("A-1-1", user_id, "VALID"),
         ("A-1-2", user_id, "VALID"),
     ]
-    assert await rows(shop, "SELECT amount, set_aside, version FROM balances") == [(10_000_000 - 2 * PRICE, 0, 1)]
-    assert await rows(
-        shop, "SELECT type, amount, balance_after, version, ref_type, ref_id, payment_id FROM balance_history"
+    assert await shop.rows("SELECT amount, set_aside, version FROM balances") == [(10_000_000 - 2 * PRICE, 0, 1)]
+    assert await shop.rows(
+        "SELECT type, amount, balance_after, version, ref_type, ref_id, payment_id FROM balance_history"
     ) == [("USE", 2 * PRICE, 10_000_000 - 2 * PRICE, 1, "payment", request.payment_id, request.payment_id)]
     # What is left is counted; the schedule's version is its operator's.
     ((available, version),) = before
-    assert await rows(shop, "SELECT seats_available, version FROM schedules") == [(available - 2, version)]
+    assert await shop.rows("SELECT seats_available, version FROM schedules") == [(available - 2, version)]
     await shop.check()
 
 
@@ -111,10 +52,10 @@ async def test_several_payments_of_one_user_in_a_batch_each_see_what_is_left(sho
     for number in range(1, 5):
         await shop.buy(f"A-1-{number}")
     await shop.drain()
-    assert await rows(shop, "SELECT amount, balance_after, version FROM balance_history ORDER BY version") == [
+    assert await shop.rows("SELECT amount, balance_after, version FROM balance_history ORDER BY version") == [
         (PRICE, 10_000_000 - PRICE * number, number) for number in range(1, 5)
     ]
-    assert await rows(shop, "SELECT amount, set_aside, version FROM balances") == [(10_000_000 - 4 * PRICE, 0, 4)]
+    assert await shop.rows("SELECT amount, set_aside, version FROM balances") == [(10_000_000 - 4 * PRICE, 0, 4)]
     await shop.check()
 
 
@@ -123,34 +64,23 @@ async def test_what_costs_nothing_writes_no_history(shop: Shop) -> None:
     request = await shop.buy("A-1-1")
     await shop.drain()
     assert await shop.payment(request.payment_id) == "SUCCESS"
-    assert await rows(shop, "SELECT * FROM balance_history") == []
-    assert await rows(shop, "SELECT amount, version FROM balances") == [(10_000_000, 0)]
+    assert await shop.rows("SELECT * FROM balance_history") == []
+    assert await shop.rows("SELECT amount, version FROM balances") == [(10_000_000, 0)]
 
 
 async def test_the_same_sale_told_again_changes_nothing(shop: Shop) -> None:
     request = await shop.buy("A-1-1")
     await shop.drain()
-    before = await rows(shop, "SELECT * FROM payments, balances, reservations, schedules")
-    await settle(shop, sold(request, n=2))
-    assert await rows(shop, "SELECT * FROM payments, balances, reservations, schedules") == before
-    assert await rows(shop, "SELECT * FROM restores") == []
+    before = await shop.rows("SELECT * FROM payments, balances, reservations, schedules")
+    await shop.settle(fact_of(request, "confirmed", n=2))
+    assert await shop.rows("SELECT * FROM payments, balances, reservations, schedules") == before
+    assert await shop.rows("SELECT * FROM restores") == []
 
 
 async def test_the_place_in_line_of_a_sale_that_stands_is_processed(shop: Shop) -> None:
     request = await shop.authorise(await shop.hold("A-1-1"))
-    await settle(
-        shop,
-        fact(
-            "confirmed",
-            n=1,
-            hold_id=request.holding.reservation_id,
-            payment_id=request.payment_id,
-            fence=request.holding.fence,
-            buyer_id=request.holding.user_id,
-            queue_no="7",
-        ),
-    )
-    assert await rows(shop, "SELECT queue_no, status, owner FROM queue_tokens") == [
+    await shop.settle(fact_of(request, "confirmed", n=1, queue_no="7"))
+    assert await shop.rows("SELECT queue_no, status, owner FROM queue_tokens") == [
         (7, "PROCESSED", request.holding.user_id)
     ]
 
@@ -160,50 +90,51 @@ async def test_the_place_in_line_of_a_sale_that_stands_is_processed(shop: Shop) 
 
 async def test_of_two_holds_for_one_seat_the_first_stands_and_the_other_is_undone_whole(shop: Shop) -> None:
     first = await shop.buy("A-1-1")
-    second = await second_hold(shop, "A-1-1", "A-1-2")
+    second = await shop.rival("A-1-1", "A-1-2", by="bob")
+    await shop.set_funds_aside(second)
     assert await shop.set_aside("bob") == 2 * PRICE
     await shop.drain()
-    await settle(shop, sold(second, n=9))
+    await shop.settle(fact_of(second, "confirmed", n=9))
 
     assert await shop.payment(first.payment_id) == "SUCCESS"
     assert await shop.payment(second.payment_id) == "VOIDED"
     assert await shop.reservation(second.holding.reservation_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
     assert await shop.set_aside("bob") == 0
-    assert await rows(shop, "SELECT reservation_id, fence, token_goes_next, done_at FROM restores") == [
-        (second.holding.reservation_id, 77, True, None)
+    assert await shop.rows("SELECT reservation_id, fence, token_goes_next, done_at FROM restores") == [
+        (second.holding.reservation_id, second.holding.fence, True, None)
     ]
-    assert await rows(shop, "SELECT seat_no, status FROM reservation_seats ORDER BY status, 1") == [
+    assert await shop.rows("SELECT seat_no, status FROM reservation_seats ORDER BY status, 1") == [
         ("A-1-1", "CLAIMED"),
         ("A-1-1", "ENDED"),
         ("A-1-2", "ENDED"),
     ]
-    assert await rows(shop, "SELECT seat_no FROM seats WHERE sold") == [("A-1-1",)]
-    assert await rows(shop, "SELECT user_id FROM balance_history") == [(first.holding.user_id,)]
+    assert await shop.rows("SELECT seat_no FROM seats WHERE sold") == [("A-1-1",)]
+    assert await shop.rows("SELECT user_id FROM balance_history") == [(first.holding.user_id,)]
 
 
 async def test_a_late_confirm_after_a_void_is_undone(shop: Shop) -> None:
     request = await shop.authorise(await shop.hold("A-1-1"))
     await authorisations.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
-    await settle(shop, sold(request, n=1))
+    await shop.settle(fact_of(request, "confirmed", n=1))
     assert await shop.payment(request.payment_id) == "VOIDED"
     assert await shop.reservation(request.holding.reservation_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
-    assert await rows(shop, "SELECT reservation_id FROM restores") == [(request.holding.reservation_id,)]
-    assert await rows(shop, "SELECT amount, set_aside FROM balances") == [(10_000_000, 0)]
+    assert await shop.rows("SELECT reservation_id FROM restores") == [(request.holding.reservation_id,)]
+    assert await shop.rows("SELECT amount, set_aside FROM balances") == [(10_000_000, 0)]
 
 
 async def test_a_sale_by_another_fence_does_not_stand(shop: Shop) -> None:
     request = await shop.authorise(await shop.hold("A-1-1"))
     hold_id = request.holding.reservation_id
-    await settle(shop, fact("confirmed", n=1, hold_id=hold_id, payment_id=request.payment_id, fence=5))
+    await shop.settle(fact("confirmed", n=1, hold_id=hold_id, payment_id=request.payment_id, fence=5))
     assert await shop.payment(request.payment_id) == "AUTHORISED"  # it is of the hold with the right fence
-    assert await rows(shop, "SELECT fence FROM restores") == [(5,)]
-    assert await rows(shop, "SELECT * FROM tickets") == []
+    assert await shop.rows("SELECT fence FROM restores") == [(5,)]
+    assert await shop.rows("SELECT * FROM tickets") == []
 
 
 async def test_a_fact_that_names_somebody_elses_payment_does_not_end_it(shop: Shop) -> None:
     ann = await shop.authorise(await shop.hold("A-1-1"))
     bob = await shop.authorise(await shop.hold("A-1-2", by="bob"))
-    await settle(shop, fact("confirmed", n=1, hold_id=ann.holding.reservation_id, payment_id=bob.payment_id))
+    await shop.settle(fact("confirmed", n=1, hold_id=ann.holding.reservation_id, payment_id=bob.payment_id))
     assert await shop.payment(bob.payment_id) == "AUTHORISED"
     assert await shop.set_aside("bob") == PRICE
 
@@ -214,7 +145,7 @@ async def test_a_sale_that_postgres_never_heard_of_is_divergence(shop: Shop, mis
     hold_id = request.holding.reservation_id if missing == "payment" else "ee" * 16
     payment_id = request.payment_id if missing == "reservation" else "ee" * 16
     with pytest.raises(Divergence):
-        await settle(shop, fact("confirmed", n=1, hold_id=hold_id, payment_id=payment_id))
+        await shop.settle(fact("confirmed", n=1, hold_id=hold_id, payment_id=payment_id))
 
 
 # A payment that was given up ------------------------------------------------------------------------------------------
@@ -223,7 +154,7 @@ async def test_a_sale_that_postgres_never_heard_of_is_divergence(shop: Shop, mis
 async def test_an_abandoned_payment_ends_and_its_hold_goes_on(shop: Shop) -> None:
     request = await shop.authorise(await shop.hold("A-1-1"))
     hold_id = request.holding.reservation_id
-    await settle(shop, fact("abandoned", n=1, hold_id=hold_id, payment_id=request.payment_id, to="held"))
+    await shop.settle(fact("abandoned", n=1, hold_id=hold_id, payment_id=request.payment_id, to="held"))
     assert await shop.payment(request.payment_id) == "VOIDED"
     assert await shop.set_aside("ann") == 0
     assert await shop.reservation(hold_id) == ("PENDING", None)
@@ -232,9 +163,9 @@ async def test_an_abandoned_payment_ends_and_its_hold_goes_on(shop: Shop) -> Non
 async def test_an_abandoned_hold_that_is_free_ends_its_row(shop: Shop) -> None:
     request = await shop.authorise(await shop.hold("A-1-1"))
     hold_id = request.holding.reservation_id
-    await settle(shop, fact("abandoned", n=1, hold_id=hold_id, payment_id=request.payment_id, to="free"))
+    await shop.settle(fact("abandoned", n=1, hold_id=hold_id, payment_id=request.payment_id, to="free"))
     assert await shop.reservation(hold_id) == ("CANCELLED", "EXPIRED")
-    assert await rows(shop, "SELECT status FROM reservation_seats") == [("ENDED",)]
+    assert await shop.rows("SELECT status FROM reservation_seats") == [("ENDED",)]
 
 
 async def test_a_payment_that_died_before_it_had_a_row_is_abandoned_without_alarm(shop: Shop) -> None:
@@ -256,7 +187,7 @@ async def test_a_payment_that_has_paid_is_not_ended_by_a_late_abandoned(shop: Sh
     request = await shop.buy("A-1-1")
     await shop.drain()
     hold_id = request.holding.reservation_id
-    await settle(shop, fact("abandoned", n=2, hold_id=hold_id, payment_id=request.payment_id, to="free"))
+    await shop.settle(fact("abandoned", n=2, hold_id=hold_id, payment_id=request.payment_id, to="free"))
     assert await shop.payment(request.payment_id) == "SUCCESS"
     assert await shop.reservation(hold_id) == ("CONFIRMED", None)
 
@@ -329,7 +260,7 @@ async def test_a_poison_entry_is_buried_and_the_rest_flows(shop: Shop, fields: d
     after = await shop.buy("A-1-2", by="bob")
     await shop.drain()
     assert [await shop.payment(request.payment_id) for request in (before, after)] == ["SUCCESS", "SUCCESS"]
-    assert await rows(shop, "SELECT n, payment_id FROM dead_letters") == [(2, None)]
+    assert await shop.rows("SELECT n, payment_id FROM dead_letters") == [(2, None)]
     await shop.check()
 
 
@@ -348,7 +279,7 @@ async def _doubtful(shop: Shop) -> Any:
 
 async def test_a_sale_that_postgres_refuses_leaves_its_payment_in_doubt(shop: Shop) -> None:
     request = await _doubtful(shop)
-    assert await rows(shop, "SELECT payment_id, kind FROM dead_letters") == [(request.payment_id, "confirmed")]
+    assert await shop.rows("SELECT payment_id, kind FROM dead_letters") == [(request.payment_id, "confirmed")]
     assert (await shop.row())["store_state"] == "open"
 
 
@@ -357,7 +288,7 @@ async def test_a_doubt_resolved_as_good_is_applied_as_a_batch_of_its_own(shop: S
     assert await settlement.resolve(postgres, sale, payment_id=request.payment_id, resolution="AUTHORISED")
     assert await shop.payment(request.payment_id) == "SUCCESS"
     assert await shop.reservation(request.holding.reservation_id) == ("CONFIRMED", None)
-    assert await rows(shop, "SELECT resolution FROM dead_letters") == [("AUTHORISED",)]
+    assert await shop.rows("SELECT resolution FROM dead_letters") == [("AUTHORISED",)]
     assert not await settlement.resolve(postgres, sale, payment_id=request.payment_id, resolution="FAILED")
     await shop.check()
 
@@ -380,4 +311,4 @@ async def test_a_doubt_that_is_still_refused_stays_in_doubt(shop: Shop) -> None:
     with pytest.raises(asyncpg.CheckViolationError):
         await settlement.resolve(postgres, sale, payment_id=request.payment_id, resolution="AUTHORISED")
     assert await shop.payment(request.payment_id) == "IN_DOUBT"
-    assert await rows(shop, "SELECT resolution FROM dead_letters") == [(None,)]
+    assert await shop.rows("SELECT resolution FROM dead_letters") == [(None,)]

@@ -20,7 +20,7 @@ from engine.tokens import (
     QueueToken,
     QueueTokens,
     find_pass_keys,
-    make_pass_key,
+    make_key,
     rotate_pass_keys,
     visitor_owner,
 )
@@ -122,7 +122,7 @@ def _now_ms() -> int:
 
 
 def test_a_pass_is_verified_with_the_published_keys_alone() -> None:
-    passes, sale_id, owner, now_ms = Passes([make_pass_key(0)]), random_id(), random_id(), _now_ms()
+    passes, sale_id, owner, now_ms = Passes([make_key(0)]), random_id(), random_id(), _now_ms()
     text = passes.issue(sale_id=sale_id, owner=owner, queue_no=7, now_ms=now_ms, until_ms=now_ms + 600_000)
     claims = _verified(text, passes.jwks, sale_id)
     assert (claims["sub"], claims["queue_no"]) == (owner, 7)
@@ -132,7 +132,7 @@ def test_a_pass_is_verified_with_the_published_keys_alone() -> None:
 
 
 def test_every_pass_is_another_one() -> None:
-    passes, sale_id, now_ms = Passes([make_pass_key(0)]), random_id(), _now_ms()
+    passes, sale_id, now_ms = Passes([make_key(0)]), random_id(), _now_ms()
     issued = [
         passes.issue(sale_id=sale_id, owner=random_id(), queue_no=1, now_ms=now_ms, until_ms=now_ms + 60_000)
         for _ in range(20)
@@ -141,14 +141,14 @@ def test_every_pass_is_another_one() -> None:
 
 
 def test_a_pass_ends_with_the_session_it_is_for() -> None:
-    passes, sale_id, now_ms = Passes([make_pass_key(0)]), random_id(), _now_ms()
+    passes, sale_id, now_ms = Passes([make_key(0)]), random_id(), _now_ms()
     text = passes.issue(sale_id=sale_id, owner=random_id(), queue_no=1, now_ms=now_ms, until_ms=now_ms + 5_000)
     assert _verified(text, passes.jwks, sale_id)["exp"] * 1000 <= now_ms + 5_000
 
 
 @pytest.mark.parametrize("fault", ["expired", "other sale", "other key", "changed"])
 def test_a_pass_that_is_not_right_is_refused(fault: str) -> None:
-    passes, sale_id, now_ms = Passes([make_pass_key(0)]), random_id(), _now_ms()
+    passes, sale_id, now_ms = Passes([make_key(0)]), random_id(), _now_ms()
     if fault == "expired":
         now_ms -= 120_000
     text = passes.issue(sale_id=sale_id, owner=random_id(), queue_no=1, now_ms=now_ms, until_ms=now_ms + 600_000)
@@ -157,7 +157,7 @@ def test_a_pass_that_is_not_right_is_refused(fault: str) -> None:
         case "other sale":
             sale_id = random_id()
         case "other key":
-            stranger = make_pass_key(0)
+            stranger = make_key(0)
             jwks = {"keys": [stranger.jwk | {"kid": jwks["keys"][0]["kid"]}]}
         case "changed":
             head, body, signature = text.split(".")
@@ -170,7 +170,7 @@ def test_a_pass_that_is_not_right_is_refused(fault: str) -> None:
 
 def test_a_new_key_is_published_before_it_signs() -> None:
     now_ms = _now_ms()
-    old, new = make_pass_key(0), make_pass_key(now_ms)
+    old, new = make_key(0), make_key(now_ms)
     passes = Passes([new, old])
 
     def signs(at_ms: int) -> str:

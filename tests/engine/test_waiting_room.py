@@ -21,7 +21,8 @@ from engine.waiting_room import (
     Tied,
     Token,
 )
-from tests.engine.lines import HOUR_MS, Line, open_line, owner_of, user, visitor
+from tests.engine.lines import Line, open_line, owner_of, user, visitor
+from tests.engine.stored_sales import HOUR_MS
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ async def test_no_more_are_admitted_in_a_minute_than_the_rate(line: Line) -> Non
     assert (await line.admit()).count == 0
     await line.age(1_000)
     assert [(await line.admit()).count for _ in range(2)] == [2, 0]
-    assert len(await line.records("admissions")) == 1  # older seconds are trimmed
+    assert len(await line.fields("admissions")) == 1  # older seconds are trimmed
     await line.check()
 
 
@@ -349,7 +350,7 @@ async def test_ended_tokens_answer_for_an_hour_and_then_nothing_of_them_is_left(
     await line.admit()
     assert await line.enter("ann", 1) == NotFound()
     for name in ("ended_tokens", "ties"):
-        assert await line.records(name) == {}
+        assert await line.fields(name) == {}
     assert await line.scores("gone") == {}
     await line.check()
 
@@ -377,7 +378,7 @@ async def test_entering_starts_the_session_once(line: Line) -> None:
     await line.age(1_000)
     second = await line.enter("ann", 1)
     assert second.expires_at_ms == first.expires_at_ms - 1_000  # aged with the rest: polls renew nothing
-    assert (await line.records("tokens"))[user("ann")].split("|")[2] == "1"
+    assert (await line.fields("tokens"))[user("ann")].split("|")[2] == "1"
 
 
 async def test_entering_before_ones_turn_tells_ones_place(line: Line) -> None:
@@ -578,10 +579,10 @@ async def test_a_called_token_keeps_status_and_deadline_when_it_is_tied(line: Li
         await line.enter("vic", 1)
     name = status.lower()
     before = (await line.scores(name))[visitor("vic")]
-    record = (await line.records("tokens"))[visitor("vic")]
+    record = (await line.fields("tokens"))[visitor("vic")]
     await line.tie("vic", "ann", 1)
     assert await line.scores(name) == {user("ann"): before}
-    assert await line.records("tokens") == {user("ann"): record}
+    assert await line.fields("tokens") == {user("ann"): record}
     await line.check()
 
 
@@ -633,7 +634,7 @@ async def test_two_browsers_of_one_user_follow_the_number_that_was_kept(line: Li
     assert await line.leave("v3", 3) == Left(1, "LEFT")
     await line.age(HOUR_MS)
     await line.admit()
-    assert await line.records("ties") == {}
+    assert await line.fields("ties") == {}
     await line.check()
 
 
@@ -665,7 +666,7 @@ async def test_a_user_keeps_the_ties_of_the_newest_browsers_only(line: Line) -> 
     for number in range(1, 12):
         await line.joined(f"v{number}")
         await line.tie(f"v{number}", "ann", number)
-    ties = await line.records("ties")
+    ties = await line.fields("ties")
     assert len(ties) == 9  # eight browsers, and the list of them
     assert ties[user("ann")].split(",")[-1] == visitor("v11")
     await line.check()

@@ -4,24 +4,21 @@ Words are held against the model, states of the two stores against each other, t
 every line is asserted after every step. Time does not pass by itself: what lapses is told to lapse.
 """
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
-import fakeredis
 import msgspec
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, rule
 
 from engine.refusals import NotFound
 from engine.stores import embedded
-from engine.stores.connections import open_redis
 from engine.stores.replies import Reply
 from engine.waiting_room import Admitted, Joined, Left, PutBack, QueueClosed, Tied, Token
 from tests.engine.lines import Line, open_line, owner_of
+from tests.engine.two_stores import TwoStores, try_out
 
 USERS = ("ann", "bob")
 VISITORS = ("v1", "v2", "v3")
@@ -258,21 +255,18 @@ NAMES = st.sampled_from(OWNERS)
 PICKS = st.integers(0, 99)
 
 
-class Lines(RuleBasedStateMachine):
+class Lines(TwoStores[Line]):
     """Two users and three visitors in one line, on two stores and in the model at once."""
-
-    url: ClassVar[str]
 
     def __init__(self) -> None:
         super().__init__()
-        self.runner = asyncio.Runner()
+        self.past_ms = self.runner.run(self.valkey.now_ms()) - 60_000
         self.model = Model()
         self.lapses = 0
         # Every number that an owner has ever been told.
         self.known: dict[str, list[int]] = {name: [] for name in OWNERS}
-        self.valkey, self.fake = self.runner.run(self._open())
 
-    async def _open(self) -> tuple[Line, Line]:
+    async def open(self, redis: Any, *, shebang: bool) -> Line:
         terms: dict[str, Any] = {
             "active_max": ACTIVE_MAX,
             "admitted_per_minute_max": RATE,
@@ -281,28 +275,12 @@ class Lines(RuleBasedStateMachine):
             # What was told to lapse has lapsed by a minute; what follows from that must not have, in a slow run either.
             "recall_ms": 10**9,
         }
-        server = fakeredis.FakeServer(server_type="valkey")
-        valkey = await open_line(open_redis(self.url), **terms)
-        fake = await open_line(fakeredis.FakeAsyncRedis(server=server), shebang=False, **terms)
-        self.past_ms = await valkey.now_ms() - 60_000
-        return valkey, fake
+        return await open_line(redis, shebang=shebang, **terms)
 
-    def teardown(self) -> None:
-        """Leave nothing in the store that is shared."""
-        self.runner.run(self._close())
-        self.runner.close()
-
-    async def _close(self) -> None:
-        await self.valkey.redis.flushall()
-        await self.valkey.redis.aclose()
-        await self.fake.redis.aclose()
-
-    def on_both(self, act: Callable[[Line], Coroutine[Any, Any, Any]]) -> Any:
-        """Do the same on both stores; the answer, which must be the same word with the same fields."""
-        on_valkey = _timeless(self.runner.run(act(self.valkey)))
-        on_fake = _timeless(self.runner.run(act(self.fake)))
-        assert on_valkey == on_fake
-        return on_valkey
+    def timeless(self, answer: Any) -> Any:
+        if isinstance(answer, Token):
+            return msgspec.structs.replace(answer, expires_at_ms=int(answer.expires_at_ms > 0))
+        return answer
 
     def learn(self, name: str, reply: Reply) -> None:
         """Remember the number that somebody was told."""
@@ -334,7 +312,7 @@ class Lines(RuleBasedStateMachine):
     def enter(self, name: str, pick: int) -> None:
         queue_no = self.number(name, pick)
         expected = self.model.enter(name, queue_no)
-        assert self.on_both(lambda line: line.enter(name, queue_no)) == expected
+        assert self.timeless(self.on_both(lambda line: line.enter(name, queue_no))) == expected
         self.learn(name, expected)
 
     @rule(name=NAMES, pick=PICKS)
@@ -377,7 +355,7 @@ class Lines(RuleBasedStateMachine):
         self.model.admitted_lately = 0
 
         async def pass_by(line: Line) -> None:
-            counts = await line.records("admissions")
+            counts = await line.fields("admissions")
             if counts:
                 await line.redis.hdel(line.sale.keys.admissions, *counts)
                 await line.redis.hset(
@@ -427,7 +405,7 @@ class Lines(RuleBasedStateMachine):
 
     @invariant()
     def the_line_is_in_order(self) -> None:
-        self.on_both(lambda line: line.check())
+        self.runner.run(self.valkey.check())
 
     @invariant()
     def both_stores_hold_the_same_and_what_the_model_says(self) -> None:
@@ -450,39 +428,20 @@ def _set_of(token: Live) -> str:
     return {"ACTIVE": "active", "SKIPPED": "skipped"}.get(token.status, "")
 
 
-def _timeless(reply: Any) -> Any:
-    """A reply without the moment in it; whether there is one stays."""
-    if isinstance(reply, Token):
-        return msgspec.structs.replace(reply, expires_at_ms=int(reply.expires_at_ms > 0))
-    return reply
-
-
 async def _state(line: Line) -> dict[str, Any]:
     """All that a line consists of, times left out."""
     members: Iterable[str] = ("alive", "active", "skipped", "ended_tokens_at")
     state: dict[str, Any] = {name: set(await line.scores(name)) for name in members}
     state |= {name: await line.scores(name) for name in ("waiting", "returned", "gone")}
-    state |= {name: await line.records(name) for name in ("ended_tokens", "ties")}
-    tokens = await line.records("tokens")
+    state |= {name: await line.fields(name) for name in ("ended_tokens", "ties")}
+    tokens = await line.fields("tokens")
     state["tokens"] = {owner: record.rpartition("|")[0] for owner, record in tokens.items()}
     state["told"] = await line.told()
-    sale = await line.records("sale")
+    sale = await line.fields("sale")
     del sale["now_ms"]
     return state | {"sale": sale}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_valkey_fakeredis_and_the_model_agree(valkey_server: embedded.Server) -> None:
-    class Here(Lines):
-        url = valkey_server.url
-
-    run_state_machine_as_test(
-        Here,
-        settings=settings(
-            max_examples=30,
-            stateful_step_count=40,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            print_blob=True,
-        ),
-    )
+    try_out(Lines, valkey_server, examples=30, steps=40)

@@ -8,7 +8,8 @@ from engine.refusals import Busy, IdempotencyKeyReused, LimitReached
 from engine.stores.connections import RedisClient
 from engine.wishes import AreaLine, SeatLine
 from tests.engine.offered_halls import PRICE, Area, OfferedHall, Row, open_offered
-from tests.engine.seat_sales import HOUR_MS, buyer, open_hall, together
+from tests.engine.seat_sales import buyer, open_hall, together
+from tests.engine.stored_sales import HOUR_MS
 
 CODE = "hush"
 
@@ -368,7 +369,7 @@ async def test_places_and_seats_of_blocks_are_no_part_of_the_map(redis_any: Redi
 async def test_seats_of_lapsed_holds_become_free_by_and_by(hall: OfferedHall) -> None:
     await hall.set(release_jitter_ms=HOUR_MS)
     standing = await hall.held("A-2-1")
-    free_at_ms = (await hall._scores("deadlines"))[standing.hold_id]
+    free_at_ms = (await hall.scores("deadlines"))[standing.hold_id]
     assert standing.held.expires_at_ms <= free_at_ms <= standing.held.expires_at_ms + HOUR_MS
     jitter_ms = free_at_ms - standing.held.expires_at_ms
 
@@ -392,7 +393,7 @@ async def test_not_all_holds_are_released_at_one_moment(hall: OfferedHall) -> No
     for number in range(1, 9):
         await hall.held(f"A-2-{number}", by=str(number))
     records = await hall.records()
-    scores = await hall._scores("deadlines")
+    scores = await hall.scores("deadlines")
     assert len({scores[hold_id] - int(record["expires_at_ms"]) for hold_id, record in records.items()}) == 8
 
 
@@ -413,7 +414,7 @@ async def test_while_there_is_a_waiting_list_freed_seats_are_for_it(hall: Offere
 
     shelved = ["A-1-1", "A-1-2", "A-2-1", "Lawn-GA-1"]
     assert await hall.statuses() == dict.fromkeys(shelved, "BLOCKED")
-    assert sorted((await hall._scores("freed")).keys()) == shelved
+    assert sorted((await hall.scores("freed")).keys()) == shelved
     assert (await since(hall, version)).statuses == dict.fromkeys(shelved[:3], "BLOCKED")
     assert await hall.hold("A-1-1", by="bob") == seats.SeatTaken(("A-1-1 blocked",))
     assert await hall.counts() == {}
@@ -421,9 +422,9 @@ async def test_while_there_is_a_waiting_list_freed_seats_are_for_it(hall: Offere
     assert not {line.seat_no for line in best.lines} & set(shelved)
     # What Postgres says was sold is nobody else's.
     await released.restore(seats.Claim("A-1-1", released.hold_id, released.fence))
-    assert "A-1-1" not in await hall._scores("freed")
+    assert "A-1-1" not in await hall.scores("freed")
     await released.restore(seats.Claim("A-1-1"))
-    assert "A-1-1" in await hall._scores("freed")
+    assert "A-1-1" in await hall.scores("freed")
 
 
 # --- bad wishes -------------------------------------------------------------------------------------------------------

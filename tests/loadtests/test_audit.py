@@ -11,9 +11,13 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from engine import cancellations
+from engine.audit import Report, describe
+from engine.stores.connections import Stores
 from engine.stores.keys import SaleKeys
-from loadtests.audit import Report, audit, describe
+from loadtests.audit import audit
 from loadtests.history import Heard, History
+from tests.shop import open_shop
 
 SALE = "5a1e" * 8
 SCHEDULE = "5c4e" * 8
@@ -219,7 +223,7 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
         f"seat A-1-1 is claimed by {SOLD}, {HELD}",
     ),
     "a sold seat lost its claim": (
-        {"I1", "I2", "I9"},
+        {"I1", "I2", "I4", "I9"},
         run("UPDATE reservation_seats SET status = 'ENDED' WHERE seat_no = 'A-1-2'"),
         "seat A-1-2 is sold and nobody claims it",
     ),
@@ -229,7 +233,7 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
         "seat A-1-1 is claimed and not sold",
     ),
     "a confirmed reservation claims nothing": (
-        {"I1", "I2", "I9"},
+        {"I1", "I2", "I4", "I9"},
         run("UPDATE reservation_seats SET status = 'ENDED' WHERE status = 'CLAIMED'"),
         f"reservation {SOLD} is CONFIRMED and claims 0 seats",
     ),
@@ -296,8 +300,8 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
         run(
             f"""
             INSERT INTO payments (payment_id, sale_id, reservation_id, user_id, epoch, fence, fingerprint, method,
-              status, original_amount, final_amount, balance_amount, pay_deadline, paid_at)
-            VALUES ('{STRANGER}', '{SALE}', '{HELD}', '{BEN}', 1, 1, '', 'CARD', 'SUCCESS', 100, 100, 0, now(),
+              status, original_amount, final_amount, balance_amount, card_amount, pay_deadline, paid_at)
+            VALUES ('{STRANGER}', '{SALE}', '{HELD}', '{BEN}', 1, 1, '', 'CARD', 'SUCCESS', 100, 100, 0, 100, now(),
               now());
             UPDATE reservations SET status = 'CANCELLED', reason = 'ADMIN' WHERE reservation_id = '{HELD}'
             """
@@ -309,10 +313,97 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
         run("DELETE FROM balance_history WHERE type = 'USE'"),
         f"payment {PAYMENT} is SUCCESS: 200 captured, 0 used",
     ),
+    "a card was never charged": (
+        {"I3", "I6"},
+        run(
+            "DELETE FROM balance_history WHERE type = 'USE';"
+            "UPDATE payments SET method = 'CARD', balance_amount = 0, card_amount = 200"
+        ),
+        f"payment {PAYMENT} is SUCCESS: of 200 by card 0 is taken; its capture is None, its void None",
+    ),
+    "a card was charged for what failed": (
+        {"I3"},
+        run(
+            f"""
+            INSERT INTO payments (payment_id, sale_id, reservation_id, user_id, epoch, fence, fingerprint, method,
+              status, original_amount, final_amount, balance_amount, card_amount, captured_amount, pay_deadline)
+            VALUES ('{STRANGER}', '{SALE}', '{HELD}', '{BEN}', 1, 1, '', 'CARD', 'FAILED', 100, 100, 0, 100, 100, now())
+            """
+        ),
+        f"payment {STRANGER} is FAILED: of 100 by card 100 is taken; its capture is None, its void None",
+    ),
+    "a capture was never sent": (
+        {"I3", "I6", "I7"},
+        run(
+            f"""
+            DELETE FROM balance_history WHERE type = 'USE';
+            UPDATE payments SET method = 'CARD', balance_amount = 0, card_amount = 200, captured_amount = 200;
+            INSERT INTO gateway_operations (operation_id, payment_id, kind, amount, created_at)
+            VALUES ('{STRANGER}', '{PAYMENT}', 'CAPTURE', 200, now() - interval '1 hour')
+            """
+        ),
+        f"capture of payment {PAYMENT} should have ended",
+    ),
+    "a charge by card never reached the balance": (
+        {"I3"},
+        run(
+            f"""
+            INSERT INTO card_charges (charge_id, user_id, amount, status, payment_method_id, fingerprint, done_at)
+            VALUES ('{STRANGER}', '{BEN}', 500, 'SUCCESS', 'pm_card_visa', '', now())
+            """
+        ),
+        f"charge {STRANGER} of 500 is SUCCESS, the history says None",
+    ),
     "more was refunded than captured": (
         {"I3"},
         run("UPDATE payments SET refunded_amount = 201"),
-        "201 to refund, 0 refunded",
+        "of 200 collected 201 are to go back, its refunds are 0",
+    ),
+    "money is on its way back and no refund says so": (
+        {"I3"},
+        run("UPDATE payments SET refunded_amount = 100, status = 'PARTIALLY_REFUNDED'"),
+        "of 200 collected 100 are to go back, its refunds are 0",
+    ),
+    "a refund never reached the balance": (
+        {"I3"},
+        run(
+            f"""
+            UPDATE payments SET refunded_amount = 100, status = 'PARTIALLY_REFUNDED';
+            INSERT INTO refunds (refund_id, payment_id, user_id, amount, refund_to, status, reason, done_at)
+            VALUES ('{STRANGER}', '{PAYMENT}', '{ANN}', 100, 'BALANCE', 'DONE', 'USER', now())
+            """
+        ),
+        "100 to the balance, whose history says 0",
+    ),
+    "a card got more back than it paid": (
+        {"I3"},
+        run(
+            f"""
+            UPDATE payments SET method = 'SPLIT', card_amount = 100, balance_amount = 100, captured_amount = 50,
+              refunded_amount = 100, status = 'PARTIALLY_REFUNDED';
+            UPDATE balance_history SET amount = 100, balance_after = 400 WHERE type = 'USE';
+            UPDATE balances SET amount = 400 WHERE amount = 300;
+            INSERT INTO refunds (refund_id, payment_id, user_id, amount, refund_to, status, reason, done_at)
+            VALUES ('{STRANGER}', '{PAYMENT}', '{ANN}', 100, 'CARD', 'DONE', 'USER', now())
+            """
+        ),
+        "100 went to a card that paid 50",
+    ),
+    "a seat that was given back is still claimed": (
+        {"I3"},
+        run(
+            f"""
+            INSERT INTO cancellations (cancellation_id, reservation_id, user_id, seat_nos, reason, refund_amount,
+              kept_amount, refund_to, fingerprint)
+            VALUES ('{STRANGER}', '{SOLD}', '{ANN}', '{{A-1-2}}', 'USER', 50, 50, 'SOURCE', '')
+            """
+        ),
+        f"cancellation {STRANGER} of reservation {SOLD} promised 50, its refunds are 0, and 1 of its seats are claimed",
+    ),
+    "a ticket opens a door for a seat that was given back": (
+        {"I1", "I2", "I4", "I9"},
+        run("UPDATE reservation_seats SET status = 'ENDED' WHERE seat_no = 'A-1-2'"),
+        "is VALID for seat A-1-2, which was given back",
     ),
     "one payment took money twice": (
         {"I3", "I4", "I6"},
@@ -421,6 +512,16 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
         ),
         f"restore {SOLD} should have ended",
     ),
+    "an event that is off was not refunded": (
+        {"I7"},
+        run(
+            f"""
+            INSERT INTO schedule_cancellations (schedule_id, sale_id, total, fingerprint, updated_at)
+            VALUES ('{SCHEDULE}', '{SALE}', 1, '', now() - interval '1 hour')
+            """
+        ),
+        f"event that is off {SCHEDULE} should have ended",
+    ),
     "a dead letter waits": (
         {"I7"},
         run(
@@ -521,6 +622,46 @@ async def test_two_people_who_heard_one_seat_confirmed_are_seen(shop: World, hea
     with History(heard) as kept:
         kept.record(Heard(**{**_fields(CONFIRMATION), "reservation_id": HELD, "user_id": BEN}))
     assert f"seat A-1-1 was confirmed to both {SOLD} and {HELD}" in describe(await look(shop, heard))
+
+
+async def test_what_was_cancelled_in_part_or_whole_is_well(stores: Stores, tmp_path: Path) -> None:
+    hall = await open_shop(stores)
+    first, second = await hall.buy("A-1-1", "A-1-2"), await hall.buy("A-1-3")
+    await hall.drain()
+    path = tmp_path / "history.jsonl"
+    with History(path) as kept:
+        for request in (first, second):
+            kept.record(
+                Heard(
+                    event="confirmed",
+                    sale_id=hall.sale_id,
+                    user_id=request.holding.user_id,
+                    key=request.payment_id,
+                    reservation_id=request.holding.reservation_id,
+                    seats=request.holding.seat_nos,
+                    amount=request.holding.amount,
+                    payment_id=request.payment_id,
+                )
+            )
+    for request, seat_nos in ((first, ["A-1-2"]), (second, [])):
+        cancelled = await cancellations.cancel(
+            stores.gate,
+            stores.postgres,
+            hall.book,
+            cancellation_id=request.payment_id,
+            reservation_id=request.holding.reservation_id,
+            user_id=request.holding.user_id,
+            seat_nos=seat_nos,
+        )
+        assert isinstance(cancelled, cancellations.Cancellation)
+    await hall.buy("A-1-2", by="bob")
+    await hall.drain()
+    report = await audit(stores.redis, stores.postgres, history_path=path, settle_s=5)
+    told = describe(report)
+    # These people were born with their money.
+    assert {name: verdict for name, verdict in verdicts(report).items() if name != "I6"} == dict.fromkeys(
+        ("I1", "I2", "I3", "I4", "I5", "I7", "I9", "I13"), "true"
+    ), told
 
 
 async def test_a_key_with_two_effects_is_seen(shop: World, heard: Path) -> None:

@@ -8,77 +8,20 @@ from typing import Any
 import asyncpg
 import pytest
 
-from engine import authorisations, ids, rebuild, reconciliation, reservations, seats, settlement
+from engine import authorisations, ids, rebuild, reconciliation, reservations, seats
 from engine.authorisations import Authorisation
 from engine.payments import Payment
-from engine.reservations import Holding
 from engine.stores.connections import Stores
-from engine.stores.outbox import CHANNEL, Divergence, Entry, Reader
+from engine.stores.outbox import CHANNEL, Divergence, Reader
 from engine.till import Till
 from engine.waiters import Waiters
-from tests.shop import PRICE, Shop, open_shop
+from tests.shop import PRICE, Shop, fact_of, open_shop
 
 
 @pytest.fixture
 async def shop(stores: Stores) -> Shop:
     """A concert of six seats whose sale is open."""
     return await open_shop(stores)
-
-
-async def rows(shop: Shop, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
-    return [tuple(row) for row in await shop.stores.postgres.fetch(sql, *arguments)]
-
-
-async def settle(shop: Shop, *facts: Entry) -> None:
-    """Apply facts of the outbox in one batch, whatever the stream says."""
-    async with shop.stores.postgres.acquire() as connection, connection.transaction():
-        await settlement.handler(await shop.sale()).apply(connection, facts)
-
-
-def told(kind: str, request: Authorisation, *, n: int) -> Entry:
-    """A fact about this payment's hold."""
-    holding = request.holding
-    fields = {
-        "hold_id": holding.reservation_id,
-        "buyer_id": holding.user_id,
-        "fence": str(holding.fence),
-        "payment_id": request.payment_id,
-        "queue_no": "0",
-        "at_ms": "1900000000000",
-    }
-    return Entry(f"{n}-0", 1, n, f"{n - 1}-0", kind, fields)
-
-
-async def rival(shop: Shop, *seat_nos: str, by: str) -> Authorisation:
-    """A request to pay for seats that Redis gave to somebody else too, as it can after a failover."""
-    sale = await shop.sale()
-    hold_id = ids.derive_in(shop.sale_id, "rival", by, *seat_nos)
-    return Authorisation(
-        payment_id=ids.derive("payment of", hold_id),
-        fingerprint="",
-        pay_deadline_ms=4_000_000_000_000,
-        holding=Holding(
-            reservation_id=hold_id,
-            sale_id=sale.sale_id,
-            schedule_id=str(sale.schedule_id),
-            user_id=await shop.person(by),
-            epoch=sale.epoch,
-            fence=500,
-            queue_no=0,
-            fingerprint="",
-            amount=PRICE * len(seat_nos),
-            expires_at_ms=4_000_000_000_000,
-            created_at_ms=1_900_000_000_000,
-            seat_nos=seat_nos,
-            prices=(PRICE,) * len(seat_nos),
-        ),
-    )
-
-
-async def authorised(shop: Shop, *requests: Authorisation) -> None:
-    for payment in await authorisations.authorise(shop.stores.postgres, requests):
-        assert isinstance(payment, Payment)
-        assert payment.status == "AUTHORISED", payment
 
 
 # A bare number wakes a waiter -----------------------------------------------------------------------------------------
@@ -140,7 +83,7 @@ async def test_control_one_statement_lets_a_poor_buyer_fail_everybody(shop: Shop
             [request.holding.user_id for request in requests],
             PRICE,
         )
-    assert await rows(shop, "SELECT sum(set_aside)::bigint FROM balances") == [(0,)]
+    assert await shop.rows("SELECT sum(set_aside)::bigint FROM balances") == [(0,)]
 
 
 async def test_a_poor_buyer_fails_alone(shop: Shop) -> None:
@@ -165,7 +108,7 @@ async def test_control_reading_before_writing_spends_funds_twice(shop: Shop) -> 
     both_have_read = asyncio.Barrier(2)
 
     async def authorise() -> bool:
-        amount, aside = (await rows(shop, "SELECT amount, set_aside FROM balances WHERE user_id = $1", user_id))[0]
+        amount, aside = (await shop.rows("SELECT amount, set_aside FROM balances WHERE user_id = $1", user_id))[0]
         await both_have_read.wait()
         if amount - aside < PRICE:
             return False
@@ -173,7 +116,7 @@ async def test_control_reading_before_writing_spends_funds_twice(shop: Shop) -> 
         return True
 
     assert all(await asyncio.gather(authorise(), authorise()))
-    assert await rows(shop, "SELECT amount, set_aside FROM balances") == [(PRICE, 2 * PRICE)]
+    assert await shop.rows("SELECT amount, set_aside FROM balances") == [(PRICE, 2 * PRICE)]
 
 
 async def test_funds_are_set_aside_once_however_many_processes_ask(shop: Shop) -> None:
@@ -204,7 +147,7 @@ async def test_control_locks_in_the_order_of_the_requests_deadlock(shop: Shop) -
 
 
 async def test_batches_in_opposing_orders_never_deadlock(shop: Shop) -> None:
-    requests = [await rival(shop, f"A-1-{at}", by=f"buyer {at}") for at in range(1, 7)]
+    requests = [await shop.rival(f"A-1-{at}", by=f"buyer {at}") for at in range(1, 7)]
 
     def copies(at: int) -> list[Authorisation]:
         # New payments each time, of the same people and holds: only the first of a hold is authorised.
@@ -219,11 +162,11 @@ async def test_batches_in_opposing_orders_never_deadlock(shop: Shop) -> None:
         ]
 
     await asyncio.gather(*[authorisations.authorise(shop.stores.postgres, copies(at)) for at in range(24)])
-    assert await rows(shop, "SELECT count(*) FROM payments WHERE status = 'AUTHORISED'") == [(6,)]
-    assert await rows(shop, "SELECT sum(set_aside)::bigint FROM balances") == [(6 * PRICE,)]
+    assert await shop.rows("SELECT count(*) FROM payments WHERE status = 'AUTHORISED'") == [(6,)]
+    assert await shop.rows("SELECT sum(set_aside)::bigint FROM balances") == [(6 * PRICE,)]
     # The server tells its statistics when a connection has nothing else to do, or is asked to.
     await shop.stores.postgres.execute("SELECT pg_stat_force_next_flush()")
-    assert await rows(shop, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
+    assert await shop.rows("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
 
 
 # One seat twice in a batch --------------------------------------------------------------------------------------------
@@ -231,8 +174,8 @@ async def test_batches_in_opposing_orders_never_deadlock(shop: Shop) -> None:
 
 async def test_control_on_conflict_do_nothing_confirms_both_buyers_of_one_seat(shop: Shop) -> None:
     """The simpler rule, one chained statement: a claim that conflicts is passed over, and every payment succeeds."""
-    first, second = await rival(shop, "A-1-1", by="ann"), await rival(shop, "A-1-1", by="bob")
-    await authorised(shop, first, second)
+    first, second = await shop.rival("A-1-1", by="ann"), await shop.rival("A-1-1", by="bob")
+    await shop.set_funds_aside(first, second)
     await shop.stores.postgres.execute("CREATE TABLE claims (seat_no text PRIMARY KEY, reservation_id uuid)")
     await shop.stores.postgres.execute(
         """
@@ -252,26 +195,26 @@ async def test_control_on_conflict_do_nothing_confirms_both_buyers_of_one_seat(s
         [first.holding.reservation_id, second.holding.reservation_id],
         [first.payment_id, second.payment_id],
     )
-    assert await rows(shop, "SELECT count(*) FROM claims") == [(1,)]
-    assert await rows(shop, "SELECT count(*) FROM reservations WHERE status = 'CONFIRMED'") == [(2,)]
+    assert await shop.rows("SELECT count(*) FROM claims") == [(1,)]
+    assert await shop.rows("SELECT count(*) FROM reservations WHERE status = 'CONFIRMED'") == [(2,)]
 
 
 async def test_of_two_buyers_of_one_seat_in_a_batch_one_stands(shop: Shop) -> None:
-    first, second = await rival(shop, "A-1-1", "A-1-2", by="ann"), await rival(shop, "A-1-2", "A-1-3", by="bob")
-    await authorised(shop, first, second)
-    await settle(shop, told("confirmed", first, n=1), told("confirmed", second, n=2))
-    assert await rows(shop, "SELECT payment_id, status FROM payments ORDER BY status") == [
+    first, second = await shop.rival("A-1-1", "A-1-2", by="ann"), await shop.rival("A-1-2", "A-1-3", by="bob")
+    await shop.set_funds_aside(first, second)
+    await shop.settle(fact_of(first, "confirmed", n=1), fact_of(second, "confirmed", n=2))
+    assert await shop.rows("SELECT payment_id, status FROM payments ORDER BY status") == [
         (first.payment_id, "SUCCESS"),
         (second.payment_id, "VOIDED"),
     ]
-    assert await rows(
-        shop, "SELECT seat_no, reservation_id FROM reservation_seats WHERE status = 'CLAIMED' ORDER BY 1"
+    assert await shop.rows(
+        "SELECT seat_no, reservation_id FROM reservation_seats WHERE status = 'CLAIMED' ORDER BY 1"
     ) == [
         ("A-1-1", first.holding.reservation_id),
         ("A-1-2", first.holding.reservation_id),
     ]
-    assert await rows(shop, "SELECT reservation_id FROM restores") == [(second.holding.reservation_id,)]
-    assert await rows(shop, "SELECT user_id FROM balance_history") == [(first.holding.user_id,)]
+    assert await shop.rows("SELECT reservation_id FROM restores") == [(second.holding.reservation_id,)]
+    assert await shop.rows("SELECT user_id FROM balance_history") == [(first.holding.user_id,)]
     assert await shop.set_aside("bob") == 0
 
 
@@ -304,12 +247,12 @@ async def test_control_one_chained_statement_loses_what_follows_an_insert(shop: 
 
 @pytest.mark.parametrize("voided", [False, True], ids=["that stands", "that was voided"])
 async def test_held_confirmed_and_restored_in_one_batch_come_out_in_order(shop: Shop, *, voided: bool) -> None:
-    request = await rival(shop, "A-1-1", by="ann")
-    await authorised(shop, request)
+    request = await shop.rival("A-1-1", by="ann")
+    await shop.set_funds_aside(request)
     if voided:
         await authorisations.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
     async with shop.stores.postgres.acquire() as connection, connection.transaction():
-        held = told("held", request, n=1)
+        held = fact_of(request, "held", n=1)
         fields = {
             "fingerprint": "",
             "seats": "A-1-1",
@@ -320,11 +263,11 @@ async def test_held_confirmed_and_restored_in_one_batch_come_out_in_order(shop: 
         }
         held.fields.update(fields)
         await reservations.record(connection, await shop.sale(), [held])
-    await settle(shop, told("confirmed", request, n=1), told("restored", request, n=2))
+    await shop.settle(fact_of(request, "confirmed", n=1), fact_of(request, "restored", n=2))
     status = ("CANCELLED", "LATE_UNFULFILLABLE") if voided else ("CONFIRMED", None)
     assert await shop.reservation(request.holding.reservation_id) == status
     assert await shop.payment(request.payment_id) == ("VOIDED" if voided else "SUCCESS")
-    assert await rows(shop, "SELECT count(*) FROM reservation_seats") == [(1,)]
+    assert await shop.rows("SELECT count(*) FROM reservation_seats") == [(1,)]
     assert await shop.set_aside("ann") == 0
 
 
@@ -395,7 +338,7 @@ async def test_control_a_sale_that_asks_no_payment_is_given_away(shop: Shop) -> 
     await authorisations.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
     await shop.stores.postgres.execute("UPDATE reservation_seats SET status = 'CLAIMED'")
     await shop.stores.postgres.execute("UPDATE reservations SET status = 'CONFIRMED', confirmed_at = now()")
-    assert await rows(shop, "SELECT count(*) FROM payments WHERE status = 'SUCCESS'") == [(0,)]
+    assert await shop.rows("SELECT count(*) FROM payments WHERE status = 'SUCCESS'") == [(0,)]
 
 
 async def test_a_late_confirm_after_a_void_sells_nothing_and_frees_the_seat(shop: Shop) -> None:
@@ -407,7 +350,7 @@ async def test_a_late_confirm_after_a_void_sells_nothing_and_frees_the_seat(shop
     await reconciliation.reconcile(shop.stores.gate, shop.stores.postgres, await shop.sale())
     await shop.drain()
     assert await shop.states() == {}
-    assert await rows(shop, "SELECT amount, set_aside FROM balances") == [(10_000_000, 0)]
+    assert await shop.rows("SELECT amount, set_aside FROM balances") == [(10_000_000, 0)]
     await shop.check()
 
 
@@ -479,7 +422,7 @@ async def test_after_a_failover_a_seat_sold_twice_belongs_to_the_first_and_nobod
     assert await shop.payment(second.payment_id) == "VOIDED"
     assert await shop.set_aside("bob") == 0
     assert await shop.states() == {"A-1-1": "SOLD"}
-    assert await rows(shop, "SELECT user_id FROM balance_history") == [(first.holding.user_id,)]
+    assert await shop.rows("SELECT user_id FROM balance_history") == [(first.holding.user_id,)]
     await shop.check()
 
 
@@ -523,9 +466,9 @@ async def test_a_crowd_that_pays_for_the_same_few_seats_leaves_every_sum_right(s
     paid = [answer for answer in await asked if isinstance(answer, Payment) and answer.status == "SUCCESS"]
     # Every seat was wanted by six, and everybody could pay two: twelve seats, if nobody's refusal wasted one for good.
     assert len(paid) <= 12
-    assert len(paid) == len(await rows(shop, "SELECT FROM tickets"))
-    assert {status for (status,) in await rows(shop, "SELECT DISTINCT status FROM payments")} <= {"SUCCESS", "FAILED"}
-    assert await rows(shop, "SELECT max(set_aside)::bigint, min(amount) >= 0 FROM balances") == [(0, True)]
+    assert len(paid) == len(await shop.rows("SELECT FROM tickets"))
+    assert {status for (status,) in await shop.rows("SELECT DISTINCT status FROM payments")} <= {"SUCCESS", "FAILED"}
+    assert await shop.rows("SELECT max(set_aside)::bigint, min(amount) >= 0 FROM balances") == [(0, True)]
     while sum([await reader.drain() for reader in readers]):
         pass
     await shop.check()

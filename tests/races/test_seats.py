@@ -3,7 +3,6 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,11 @@ import pytest
 from redis.asyncio import Redis
 
 from engine import ids, seats
-from engine.stores.connections import open_redis
-from engine.stores.keys import SaleKeys
-from engine.stores.scripts import FOLDER, Gate, Script
+from engine.stores.replies import Unavailable
 from tests.engine.seat_sales import Hall, Standing, buyer, open_hall, together
+from tests.races.desks import CLIENTS, open_desks, without
 
-CLIENTS = 4
 SEAT_NOS = tuple(f"{section}-{row}-{number}" for section in "AB" for row in (1, 2, 3) for number in range(1, 11))
-
-
-HOLD_ANSWERS = seats.HeldAnswer
-ABANDON_ANSWERS = seats.Abandoned | seats.HoldSold | seats.HoldUnknown | seats.Unavailable
 
 # What hold.lua asks of an id before anything else.
 KNOWN_HOLDS = """\
@@ -47,11 +40,8 @@ async def hall(redis: Redis) -> AsyncIterator[Hall]:
 @pytest.fixture
 async def desks(hall: Hall, redis_url: str) -> AsyncIterator[list[Hall]]:
     """The same sale through several gates, as several processes have it."""
-    async with AsyncExitStack() as stack:
-        clients = [open_redis(redis_url) for _ in range(CLIENTS)]
-        for client in clients:
-            stack.push_async_callback(client.aclose)
-        yield [replace(hall, gate=Gate(client)) for client in clients]
+    async with open_desks(hall, redis_url) as desks:
+        yield desks
 
 
 class Naive:
@@ -89,18 +79,6 @@ class Naive:
 
     async def stand(self, seat_no: str, state: str) -> None:
         await self._redis.hset("naive", seat_no, state)
-
-
-def without(tmp_path: Path, verb: str, *rules: str) -> Script[Any]:
-    """The real script of a verb with rules cut out of it: what it would be if it were simpler."""
-    source = (FOLDER / "seats" / f"{verb}.lua").read_text(encoding="utf-8")
-    for rule in rules:
-        assert source.count(rule) == 1, rule
-        source = source.replace(rule, "")
-    (tmp_path / "seats").mkdir(exist_ok=True)
-    (tmp_path / "seats" / f"{verb}.lua").write_text(source, encoding="utf-8")
-    answers: dict[str, Any] = {"hold": HOLD_ANSWERS, "abandon": ABANDON_ANSWERS}
-    return Script(f"seats/{verb}", SaleKeys, answers[verb], folder=tmp_path)
 
 
 # --- two buyers, one seat ---------------------------------------------------------------------------------------------
@@ -227,7 +205,8 @@ async def test_a_lapsed_hold_is_taken_over_or_paid_by_its_owner_and_never_both(h
 async def test_a_takeover_frees_every_seat_of_the_hold_that_it_ends(hall: Hall, tmp_path: Path) -> None:
     # The control takes only the seat it wants: the old hold goes on counting, and its other seat stays shut.
     control = await open_hall(hall.redis, *SEAT_NOS)
-    simpler = without(tmp_path, "hold", "    expire_hold(journal, other_id, others[other_id])\n")
+    rule = "    expire_hold(journal, other_id, others[other_id])\n"
+    simpler = without(tmp_path, "seats/hold", seats.HeldAnswer, rule)
     old = await control.held("A-1-1", "A-1-2")
     await old.lapse()
     await simpler(control.gate, control.sale.keys, **_asked(control, "A-1-1", by="bob"))
@@ -270,7 +249,8 @@ async def test_a_payment_leaves_by_one_door(hall: Hall, desks: list[Hall]) -> No
 async def test_a_late_copy_of_a_given_up_payment_does_not_bring_it_back(hall: Hall, tmp_path: Path) -> None:
     # The control forgets which payments have ended: the buyer's first payment, long voided, runs and sells again.
     control = await open_hall(hall.redis, *SEAT_NOS)
-    simpler = without(tmp_path, "abandon", "hold.payments = with(hold.payments, payment_id)\n")
+    answers = seats.Abandoned | seats.HoldSold | seats.HoldUnknown | Unavailable
+    simpler = without(tmp_path, "seats/abandon", answers, "hold.payments = with(hold.payments, payment_id)\n")
     voided = await control.held("A-1-1")
     await voided.pay("p1")
     given_up: dict[str, Any] = {
@@ -296,7 +276,7 @@ async def test_a_late_copy_of_a_given_up_payment_does_not_bring_it_back(hall: Ha
 async def test_a_delayed_copy_of_a_hold_does_not_hold_again_after_a_release(hall: Hall, tmp_path: Path) -> None:
     # The control keeps no record that it looks at: the copy takes the seat that its buyer gave back.
     control = await open_hall(hall.redis, *SEAT_NOS)
-    simpler = without(tmp_path, "hold", KNOWN_HOLDS)
+    simpler = without(tmp_path, "seats/hold", seats.HeldAnswer, KNOWN_HOLDS)
     asked = _asked(control, "A-1-1")
     await simpler(control.gate, control.sale.keys, **asked)
     mine = {"hold_id": asked["hold_id"], "buyer_id": asked["buyer_id"]}

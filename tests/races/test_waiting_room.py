@@ -3,8 +3,6 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,11 @@ import pytest
 from redis.asyncio import Redis
 
 from engine import waiting_room
-from engine.stores.connections import open_redis
-from engine.stores.keys import SaleKeys
-from engine.stores.scripts import FOLDER, Gate, Script
+from engine.stores.replies import Unavailable
 from engine.waiting_room import GRACE_MS, POLL_MAX_MS, Admitted, Joined, Left, Token
 from tests.engine.lines import Line, open_line, user
+from tests.races.desks import CLIENTS, open_desks, without
 
-CLIENTS = 4
 NAMES = [f"p{number}" for number in range(1, 301)]
 
 
@@ -34,11 +30,8 @@ async def line(redis: Redis) -> AsyncIterator[Line]:
 @pytest.fixture
 async def desks(line: Line, redis_url: str) -> AsyncIterator[list[Line]]:
     """The same line through several gates, as several processes have it."""
-    async with AsyncExitStack() as stack:
-        clients = [open_redis(redis_url) for _ in range(CLIENTS)]
-        for client in clients:
-            stack.push_async_callback(client.aclose)
-        yield [replace(line, gate=Gate(client)) for client in clients]
+    async with open_desks(line, redis_url) as desks:
+        yield desks
 
 
 class Naive:
@@ -74,15 +67,6 @@ class Naive:
 # --- the rate ---------------------------------------------------------------------------------------------------------
 
 
-def _admit_that_counts_sixty_seconds(folder: Path) -> Script[Any]:
-    """The same script, but the window is this second and the 59 before it."""
-    text = (FOLDER / "waiting_room" / "admit.lua").read_text(encoding="utf-8")
-    assert text.count("second - 60") == 1
-    (folder / "waiting_room").mkdir()
-    (folder / "waiting_room" / "admit.lua").write_text(text.replace("second - 60", "second - 59"), encoding="utf-8")
-    return Script("waiting_room/admit", SaleKeys, Admitted | waiting_room.Unavailable, folder=folder)
-
-
 async def _fill_the_second_a_minute_ago(line: Line) -> None:
     """A hundred people were admitted in the last instant of the sixtieth second before this one: less than 60 s ago."""
     await line.set(admitted_per_minute_max=100)
@@ -96,9 +80,11 @@ async def _fill_the_second_a_minute_ago(line: Line) -> None:
 async def test_control_a_window_of_sixty_seconds_lets_two_hundred_in_at_a_cap_of_one_hundred(
     line: Line, tmp_path: Path
 ) -> None:
-    naive = _admit_that_counts_sixty_seconds(tmp_path)
+    # The same script, but the window is this second and the 59 before it.
+    naive = without(tmp_path, "waiting_room/admit", Admitted | Unavailable, "second - 60", instead="second - 59")
     await _fill_the_second_a_minute_ago(line)
     admitted = await naive(line.gate, line.sale.keys, epoch=1, most=500, poll_max_ms=POLL_MAX_MS, grace_ms=GRACE_MS)
+    assert isinstance(admitted, Admitted)
     assert 100 + admitted.count == 200
 
 

@@ -37,7 +37,7 @@ def test_a_domain_has_the_files_that_its_row_names(domain: str) -> None:
     }
 
 
-@pytest.mark.parametrize("folder", [*FOLDERS, "engine/stores", "lua/shared", "lua/streams"])
+@pytest.mark.parametrize("folder", [*FOLDERS, "engine/stores", "lua/shared", "lua/streams", "simulator"])
 def test_every_other_file_is_named_beside_the_domains(folder: str) -> None:
     assert stems(folder) - DOMAINS.keys() == BESIDE[folder]
 

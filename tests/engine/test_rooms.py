@@ -1,4 +1,4 @@
-"""Polls: answered from a process's memory as long as nobody's turn has come, and what Postgres keeps of the line."""
+"""Polls, answered from a process's memory as long as nobody's turn has come."""
 
 import asyncio
 from dataclasses import dataclass
@@ -6,22 +6,20 @@ from typing import Any
 
 import pytest
 
-from engine import ids, sales, waiting_room
 from engine.refusals import NotFound
+from engine.rooms import POLL_MIN_MS, POLL_UNKNOWN_MS, Eta, Place, Room, Rooms
 from engine.stores.connections import Stores
-from engine.stores.outbox import BadEntry, Entry
 from engine.stores.replies import SaleUnknown
 from engine.stores.scripts import ScriptFault
-from engine.waiting_room import GRACE_MS, POLL_MAX_MS, POLL_MIN_MS, Eta, Joined, Place, Room, Rooms, Snapshot
-from tests.engine.lines import TERMS, Line, owner_of, user, visitor
+from engine.waiting_room import GRACE_MS, POLL_MAX_MS, Joined, Snapshot
+from tests.engine.lines import RecordedLine, open_recorded_line, owner_of, user
 
 
 @dataclass
 class Front:
-    """A line, its row in Postgres, and one process that answers polls."""
+    """A line, and one process that answers polls."""
 
-    stores: Stores
-    line: Line
+    line: RecordedLine
     rooms: Rooms
 
     async def poll(self, name: str, queue_no: int, epoch: int = 1, visitor_name: str = "") -> Any:
@@ -37,48 +35,13 @@ class Front:
 
     async def commands(self) -> int:
         """Batches that this process has sent to the store."""
-        return self.stores.gate.statistics.batches
-
-    async def record(self, epoch: int = 1) -> None:
-        """Apply the whole journal to Postgres, as its owner would."""
-        entries = [
-            Entry(
-                entry_id=entry["id"],
-                epoch=epoch,
-                n=int(entry["n"]),
-                before=entry["before"],
-                kind=entry["kind"],
-                fields=entry,
-            )
-            for entry in await self.line.entries()
-        ]
-        async with self.stores.postgres.acquire() as connection, connection.transaction():
-            await waiting_room.record(connection, self.line.sale, entries)
-
-    async def rows(self) -> dict[int, tuple[str, str]]:
-        """What Postgres says of each number: status and owner."""
-        rows = await self.stores.postgres.fetch(
-            "SELECT * FROM queue_tokens WHERE sale_id = $1 ORDER BY queue_no", self.line.sale.sale_id
-        )
-        for row in rows:
-            assert (row["ended_at"] is not None) == (row["status"] in {"PROCESSED", "EXPIRED", "LEFT"})
-            assert row["status"] != "ACTIVE" or row["admitted_at"] is not None
-        return {row["queue_no"]: (row["status"], row["owner"]) for row in rows}
+        return self.line.gate.statistics.batches
 
 
 @pytest.fixture
 async def front(stores_any: Stores) -> Front:
-    sale_id = ids.random_id()
-    book = sales.SaleBook(stores_any.postgres)
-    async with stores_any.postgres.acquire() as connection:
-        await sales.create(connection, sale_id=sale_id, kind="stock", terms=sales.Terms(name="drop", room="open"))
-        await connection.execute("UPDATE sales SET epoch = 1, store_state = 'open' WHERE sale_id = $1", sale_id)
-    await book.refresh()
-    sale = await book.find(sale_id)
-    assert sale is not None
-    await stores_any.redis.hset(sale.keys.sale, mapping=TERMS)  # type: ignore[misc]
-    line = Line(stores_any.redis, stores_any.gate, sale)
-    return Front(stores_any, line, Rooms(stores_any.gate, book, stores_any.postgres))
+    line = await open_recorded_line(stores_any)
+    return Front(line, Rooms(line.gate, line.book, line.postgres))
 
 
 # --- polls ------------------------------------------------------------------------------------------------------------
@@ -129,7 +92,7 @@ async def test_the_poll_of_somebody_whose_turn_it_is_enters(front: Front) -> Non
     place = await front.place("ann", 1)
     assert (place.status, place.position, place.ahead) == ("ACTIVE", 0, 0)
     assert abs(place.expires_at_ms - place.now_ms - 600_000) < 2_000
-    assert (await front.line.records("tokens"))[user("ann")].split("|")[2] == "1"
+    assert (await front.line.fields("tokens"))[user("ann")].split("|")[2] == "1"
 
 
 async def test_the_answer_is_kept_until_its_deadline_or_until_its_end_is_named(front: Front) -> None:
@@ -237,10 +200,7 @@ async def test_a_new_copy_of_the_sale_is_read_from_its_first_departure_on(front:
     await front.rooms.refresh()
     await front.line.lose()
     await front.line.set(epoch=2, serving=0)
-    await front.stores.postgres.execute("UPDATE sales SET epoch = 2 WHERE sale_id = $1", front.line.sale.sale_id)
-    sale = await front.rooms._book.read(front.line.sale.sale_id)
-    assert sale is not None
-    front.line.sale = sale
+    await front.line.begin_epoch(2)
     await front.line.joined("eve", "fay", "gus")
     await front.line.leave("fay", 1_000_002)
     await front.rooms.refresh()
@@ -252,10 +212,7 @@ async def test_a_token_of_an_older_epoch_is_put_back_and_answered_for_the_new_on
     await front.line.joined("ann", "bob")
     await front.line.lose()
     await front.line.set(epoch=2)
-    await front.stores.postgres.execute("UPDATE sales SET epoch = 2 WHERE sale_id = $1", front.line.sale.sale_id)
-    sale = await front.rooms._book.read(front.line.sale.sale_id)
-    assert sale is not None
-    front.line.sale = sale
+    await front.line.begin_epoch(2)
     place = await front.place("bob", 2)
     assert (place.epoch, place.queue_no, place.status, place.ahead) == (2, 2, "WAITING", 0)
     assert await front.line.scores("waiting") == {user("bob"): 2}
@@ -266,11 +223,11 @@ async def test_a_number_that_postgres_knows_as_ended_is_not_put_back(front: Fron
     await front.line.joined("vic")
     await front.line.tie("vic", "ann", 1)
     await front.line.leave("ann", 1)
-    await front.record()
+    await front.line.record()
     await front.line.lose()
     name = "ann" if by == "user" else "vic"
     assert (await front.place(name, 1, epoch=0)).status == "LEFT"
-    await front.stores.postgres.execute("UPDATE queue_tokens SET ended_at = ended_at - interval '61 minutes'")
+    await front.line.postgres.execute("UPDATE queue_tokens SET ended_at = ended_at - interval '61 minutes'")
     assert await front.poll(name, 1, epoch=0) == NotFound()
     assert await front.line.scores("waiting") == {}
 
@@ -318,129 +275,24 @@ def test_the_time_to_wait_follows_the_rate_and_is_unknown_without_one() -> None:
 
 
 def test_the_next_poll_is_sooner_near_the_front_spread_and_bounded() -> None:
-    near = {waiting_room.poll_after_ms(Eta(known=True, p50_s=5, p90_s=9)) for _ in range(200)}
-    far = {waiting_room.poll_after_ms(Eta(known=True, p50_s=5_000, p90_s=9_000)) for _ in range(200)}
-    unknown = {waiting_room.poll_after_ms(Eta(known=False)) for _ in range(200)}
+    room = _room(admitted=60, admitted_in_s=60)
+    near = {room.poll_after_ms(Eta(known=True, p50_s=5, p90_s=9)) for _ in range(200)}
+    far = {room.poll_after_ms(Eta(known=True, p50_s=5_000, p90_s=9_000)) for _ in range(200)}
+    unknown = {room.poll_after_ms(Eta(known=False)) for _ in range(200)}
     assert len(near) > 50
     assert max(near) < min(far)
     assert all(POLL_MIN_MS <= after <= POLL_MAX_MS for after in near | far | unknown)
+
+
+def test_by_the_rate_of_a_first_second_nobody_is_sent_away_for_half_a_minute() -> None:
+    long = Eta(known=True, p50_s=600, p90_s=900)
+    after = {seen_s: _room(admitted=8, admitted_in_s=seen_s).poll_after_ms(long) for seen_s in (1, 10, 61)}
+    assert after[1] <= POLL_UNKNOWN_MS * 1.2
+    assert 8_000 <= after[10] <= 12_000
+    assert after[61] == POLL_MAX_MS
 
 
 def test_a_joined_person_is_told_the_same_as_a_poll_would(front: Front) -> None:
     room = _room()
     place = front.rooms.joined(room, Joined(11, 1, "WAITING"))
     assert (place.queue_no, place.ahead, place.status) == (11, 10, "WAITING")
-
-
-# --- what Postgres keeps ----------------------------------------------------------------------------------------------
-
-
-async def test_the_rows_say_what_became_of_each_number(front: Front) -> None:
-    await front.line.joined("ann", "bob", "vic", "dan", "eve")
-    await front.line.admit(2)
-    await front.line.enter("ann", 1)
-    await front.line.tie("vic", "cat", 3)
-    await front.line.leave("dan", 4)
-    await front.line.age(600_000)
-    await front.line.set(room="paused")
-    await front.line.admit()
-    for _ in range(2):
-        await front.record()
-        assert await front.rows() == {
-            1: ("EXPIRED", user("ann")),
-            2: ("EXPIRED", user("bob")),
-            3: ("WAITING", user("cat")),
-            4: ("LEFT", user("dan")),
-            5: ("WAITING", user("eve")),
-        }
-
-
-async def test_batches_cut_anywhere_end_in_the_same_rows(front: Front) -> None:
-    await front.line.joined("ann", "vic", "bob")
-    await front.line.admit(1)
-    await front.line.tie("vic", "cat", 2)
-    await front.line.leave("bob", 3)
-    await front.line.admit(1)
-    entries = [
-        Entry(entry["id"], 1, int(entry["n"]), entry["before"], entry["kind"], entry)
-        for entry in await front.line.entries()
-    ]
-    outcomes = []
-    for size in (1, 2, len(entries)):
-        await front.stores.postgres.execute("DELETE FROM queue_tokens")
-        for at in range(0, len(entries), size):
-            await waiting_room.record(front.stores.postgres, front.line.sale, entries[at : at + size])  # type: ignore[arg-type]
-        outcomes.append(await front.rows())
-    assert outcomes[0] == outcomes[1] == outcomes[2]
-    assert outcomes[0] == {1: ("ACTIVE", user("ann")), 2: ("ACTIVE", user("cat")), 3: ("LEFT", user("bob"))}
-
-
-async def test_bought_is_written_whichever_stream_comes_first(front: Front) -> None:
-    await front.line.joined("ann", "bob")
-    await front.line.admit()
-    await front.line.enter("ann", 1)
-    async with front.stores.postgres.acquire() as connection:
-        for _ in range(2):
-            await waiting_room.record_processed(connection, front.line.sale, [(1, user("ann"))])
-    assert await front.rows() == {1: ("PROCESSED", user("ann"))}
-    await front.record()
-    assert await front.rows() == {1: ("PROCESSED", user("ann")), 2: ("ACTIVE", user("bob"))}
-    async with front.stores.postgres.acquire() as connection:
-        await waiting_room.record_processed(connection, front.line.sale, [(2, user("bob"))])
-    assert (await front.rows())[2] == ("PROCESSED", user("bob"))
-
-
-async def test_a_returned_number_lives_again_unless_it_has_bought_meanwhile(front: Front) -> None:
-    await front.line.joined("ann", "bob")
-    await front.line.leave("ann", 1)
-    await front.record()
-    returned = [Entry("9-9", 1, 9, "9-8", "returned", {"queue_no": str(number)}) for number in (1, 2)]
-    async with front.stores.postgres.acquire() as connection:
-        await waiting_room.record_processed(connection, front.line.sale, [(2, user("bob"))])
-        await waiting_room.record(connection, front.line.sale, returned)
-    assert await front.rows() == {1: ("WAITING", user("ann")), 2: ("PROCESSED", user("bob"))}
-
-
-async def test_a_number_that_was_put_back_waits_again_in_its_new_epoch(front: Front) -> None:
-    await front.line.joined("ann")
-    await front.line.admit()
-    await front.record()
-    assert await front.rows() == {1: ("ACTIVE", user("ann"))}
-    await front.line.lose()
-    await front.line.put_back("ann", 1)
-    await front.record(epoch=2)
-    assert (await front.rows())[1] == ("WAITING", user("ann"))
-    assert await front.stores.postgres.fetchval("SELECT epoch FROM queue_tokens") == 2
-
-
-async def test_an_entry_that_makes_no_sense_is_named(front: Front) -> None:
-    entry = Entry("1-1", 1, 1, "0-0", "joined", {"queue_no": "many", "owner": "ann", "at_ms": "1"})
-    async with front.stores.postgres.acquire() as connection:
-        with pytest.raises(BadEntry):
-            await waiting_room.record(connection, front.line.sale, [entry])
-
-
-async def test_entries_about_holds_are_passed_over(front: Front) -> None:
-    entry = Entry("1-1", 1, 1, "0-0", "released", {"hold_id": ids.random_id()})
-    async with front.stores.postgres.acquire() as connection:
-        await waiting_room.record(connection, front.line.sale, [entry])
-    assert await front.rows() == {}
-
-
-async def test_a_resync_writes_the_line_as_it_stands(front: Front) -> None:
-    await front.line.joined("ann", "vic", "bob", "dan", "eve")
-    await front.record()
-    await front.line.admit(2)
-    await front.line.tie("vic", "cat", 2)
-    await front.line.leave("dan", 4)
-    async with front.stores.postgres.acquire() as connection:
-        for _ in range(2):
-            await waiting_room.resync(front.stores.gate, connection, front.line.sale)
-    assert await front.rows() == {
-        1: ("ACTIVE", user("ann")),
-        2: ("ACTIVE", user("cat")),
-        3: ("WAITING", user("bob")),
-        4: ("LEFT", user("dan")),
-        5: ("WAITING", user("eve")),
-    }
-    assert visitor("vic") not in [owner for _, owner in (await front.rows()).values()]

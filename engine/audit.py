@@ -1,0 +1,738 @@
+"""The audit: proves the invariants by reading Postgres, Redis and what clients heard, and names what breaks them.
+
+Each check says how much it looked at, and is true, false, or unknown where nothing could be proved: a sale that does
+not come to rest, or entries that nobody applies. The audit changes nothing.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import asyncpg
+import msgspec
+
+from engine.stores import queries
+from engine.stores.connections import RedisClient
+from engine.stores.keys import SaleKeys
+
+SQL = queries.load("audit")
+
+FINDINGS_MAX = 20
+"""How many findings a check spells out; it counts all of them."""
+
+SETTLE_S = 10.0
+"""How long a sale may take to come to rest."""
+
+GRACE_S = 30
+"""How long something may take to be finished after its time, or after the faults stopped."""
+
+TITLES: Mapping[str, str] = {
+    "I1": "Every seat is counted once and has at most one live claim",
+    "I2": "Everything that a client heard confirmed is in Postgres",
+    "I3": "What was confirmed was charged once, and nothing else was",
+    "I4": "One operation, one effect",
+    "I5": "The line is kept: places, rate and room",
+    "I6": "Every balance is the sum of its history",
+    "I7": "Nothing is left half-done",
+    "I9": "At rest, Redis says what Postgres says",
+    "I13": "Every entry was applied once, in order",
+}
+
+Verdict = Literal["true", "false", "unknown"]
+Rows = Sequence[asyncpg.Record]
+
+
+class Heard(Protocol):
+    """One answer that a client took for true: its seats are held, or they are bought."""
+
+    @property
+    def event(self) -> str:
+        """`held` or `confirmed`."""
+
+    @property
+    def sale_id(self) -> str:
+        """Where."""
+
+    @property
+    def user_id(self) -> str:
+        """Who heard it."""
+
+    @property
+    def key(self) -> str:
+        """The `Idempotency-Key` of the request that was answered: one key, one effect."""
+
+    @property
+    def reservation_id(self) -> str:
+        """What was answered."""
+
+    @property
+    def seats(self) -> tuple[str, ...]:
+        """Its seats."""
+
+    @property
+    def amount(self) -> int:
+        """What was paid, or is to be."""
+
+    @property
+    def payment_id(self) -> str | None:
+        """What paid for it."""
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One invariant: whether it holds, what was looked at, what breaks it, what kept it from being proved."""
+
+    invariant: str
+    title: str
+    verdict: Verdict
+    looked_at: dict[str, int]
+    found: int
+    findings: list[str]
+    unknown: list[str]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Every check that applies."""
+
+    verdict: Verdict
+    sales: int
+    checks: list[Check]
+
+
+async def audit(
+    redis: RedisClient,
+    postgres: asyncpg.Pool,
+    *,
+    heard: Sequence[Heard] | None = None,
+    settle_s: float = SETTLE_S,
+    grace_s: int = GRACE_S,
+) -> Report:
+    """Check every invariant; I2 only where clients kept what they heard."""
+    sales = await SQL.list_sales.fetch(postgres)
+    until = asyncio.get_running_loop().time() + settle_s
+    halls = [await _come_to_rest(redis, postgres, sale, until) for sale in sales]
+    found = _Questions(postgres)
+    cases = [
+        await _count_seats(found, halls),
+        await _compare_charges(found),
+        await _find_repeats(found, heard or []),
+        await _judge_line(found, redis, halls),
+        await _sum_balances(found),
+        await _find_unfinished(found, halls, grace_s),
+        _compare_stores(halls),
+        await _follow_streams(found, halls),
+    ]
+    if heard is not None:
+        cases.append(await _believe(postgres, heard))
+    checks = sorted((case.judge() for case in cases), key=lambda check: int(check.invariant[1:]))
+    return Report(verdict=_worst(check.verdict for check in checks), sales=len(sales), checks=checks)
+
+
+def describe(report: Report) -> str:
+    """The report as lines of text."""
+    words: Mapping[Verdict, str] = {"true": "true   ", "false": "FALSE  ", "unknown": "unknown"}
+    lines = []
+    for check in report.checks:
+        looked_at = ", ".join(f"{count:,} {what}" for what, count in check.looked_at.items())
+        lines.append(f"{check.invariant:<4}{words[check.verdict]}  {check.title} ({looked_at})")
+        lines += [f"     - {finding}" for finding in check.findings]
+        if check.found > len(check.findings):
+            lines.append(f"     - … and {check.found - len(check.findings):,} more")
+        lines += [f"     ? {reason}" for reason in check.unknown]
+    return "\n".join(lines)
+
+
+def _worst(verdicts: Iterable[Verdict]) -> Verdict:
+    seen = set(verdicts)
+    return "false" if "false" in seen else "unknown" if "unknown" in seen else "true"
+
+
+@dataclass
+class _Case:
+    """An invariant while it is being judged."""
+
+    invariant: str
+    looked_at: dict[str, int]
+    found: int = 0
+    findings: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+    def accuse(self, finding: str) -> None:
+        self.found += 1
+        if len(self.findings) < FINDINGS_MAX:
+            self.findings.append(finding)
+
+    def accuse_all(self, rows: Rows, say: Callable[[asyncpg.Record], str]) -> None:
+        """Accuse each row; a query answers with some, and in each with how many there are."""
+        self.findings += [say(row) for row in rows[: FINDINGS_MAX - len(self.findings)]]
+        self.found += rows[0]["total"] if rows else 0
+
+    def doubt(self, halls: Iterable["Hall"]) -> None:
+        """Leave the case open for each sale that did not come to rest."""
+        self.unknown += [f"sale {hall.sale_id}: {hall.moving}" for hall in halls if hall.moving]
+
+    def judge(self) -> Check:
+        return Check(
+            invariant=self.invariant,
+            title=TITLES[self.invariant],
+            verdict="false" if self.found else "unknown" if self.unknown else "true",
+            looked_at=self.looked_at,
+            found=self.found,
+            findings=self.findings,
+            unknown=self.unknown,
+        )
+
+
+class _Questions:
+    """The questions of `sql/audit.sql`, each asked for as many rows as a check spells out."""
+
+    def __init__(self, postgres: asyncpg.Pool) -> None:
+        self._postgres = postgres
+        self._counts: asyncpg.Record | None = None
+
+    async def count(self, *names: str) -> dict[str, int]:
+        """How many records of these kinds there are."""
+        if self._counts is None:
+            self._counts = await SQL.count_records.fetchrow(self._postgres)
+        assert self._counts is not None  # noqa: S101 - a SELECT without FROM has one row
+        return {name.replace("_", " "): self._counts[name] for name in names}
+
+    async def ask(self, name: str, *arguments: object) -> Rows:
+        return await getattr(SQL, name).fetch(self._postgres, FINDINGS_MAX, *arguments)  # type: ignore[no-any-return]
+
+    async def read(self, name: str) -> Rows:
+        return await getattr(SQL, name).fetch(self._postgres)  # type: ignore[no-any-return]
+
+    async def read_clock(self) -> int:
+        now_ms: int = await SQL.read_clock.fetchval(self._postgres)
+        return now_ms
+
+
+# A sale at rest -------------------------------------------------------------------------------------------------------
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """A hold's record in Redis, as far as it is compared."""
+
+    state: str
+    buyer_id: str
+    fence: int
+    expires_at_ms: int
+    seats: frozenset[str]
+
+    @classmethod
+    def parse(cls, record: str) -> "Hold":
+        """Read a record; its fields are those of `lua/shared/holds.lua`."""
+        parts = record.split("|")
+        return cls(parts[0], parts[1], int(parts[2]), int(parts[6]), _set_of(parts[12]))
+
+
+class Called(msgspec.Struct, frozen=True):
+    """A token that was called, as in `lua/shared/room.lua`."""
+
+    status: str
+    queue_no: int
+    admitted_at_ms: int
+
+    @classmethod
+    def parse(cls, record: str) -> "Called":
+        """Read a record."""
+        status, queue_no, _entered, admitted_at_ms = record.split("|")
+        return cls(status, int(queue_no), int(admitted_at_ms))
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What Redis has of a sale."""
+
+    terms: dict[str, str]
+    prices: dict[str, str]
+    seats: dict[str, str]
+    holds: dict[str, Hold]
+    deadlines: dict[str, int]
+    paying: dict[str, int]
+    buyers: dict[str, str]
+    tokens: dict[str, Called]
+
+    def seats_in(self, *states: str) -> dict[str, tuple[str, str, int]]:
+        """Each seat in one of these states, with its state, hold and fence."""
+        parted = ((seat_no, value.split(" ")) for seat_no, value in self.seats.items())
+        return {seat_no: (state, hold_id, int(fence)) for seat_no, (state, hold_id, fence) in parted if state in states}
+
+    def holds_in(self, *states: str) -> dict[str, Hold]:
+        """Each hold in one of these states."""
+        return {hold_id: hold for hold_id, hold in self.holds.items() if hold.state in states}
+
+
+@dataclass(frozen=True)
+class Books:
+    """What Postgres has of a sale, read in one transaction."""
+
+    epoch: int
+    store_state: str
+    serving: int
+    applied: dict[str, int]
+    seats: Rows
+    holds: Rows
+    buyers: Rows
+
+
+@dataclass(frozen=True)
+class Hall:
+    """One sale as both stores tell it; `moving` says why the two cannot be compared."""
+
+    sale: asyncpg.Record
+    copy: Copy
+    books: Books
+    moving: str | None
+
+    @property
+    def sale_id(self) -> str:
+        """Whose hall it is."""
+        return str(self.sale["sale_id"])
+
+
+async def _come_to_rest(redis: RedisClient, postgres: asyncpg.Pool, sale: asyncpg.Record, until: float) -> Hall:
+    """Read a sale until both stores stand still and agree, or the time is up.
+
+    Redis is read before and after Postgres. Where the two readings are equal and every entry was applied, the stores
+    were compared at one moment; what they still differ in may be on its way, and is looked at again.
+    """
+    keys = SaleKeys(sale["sale_id"])
+    while True:
+        before = await _read_copy(redis, keys)
+        books = await _read_books(postgres, sale["sale_id"])
+        after = await _read_copy(redis, keys)
+        hall = Hall(sale, after, books, _why_moving(before, after, books))
+        if hall.moving is None and not any(_differences(hall)):
+            return hall
+        if asyncio.get_running_loop().time() >= until:
+            return hall
+        await asyncio.sleep(0.1)
+
+
+def _why_moving(before: Copy, after: Copy, books: Books) -> str | None:
+    if books.store_state != "open":
+        return f"it is {books.store_state} in Postgres"
+    if not after.terms:
+        return "it is not in Redis"
+    if after.terms["epoch"] != str(books.epoch) or after.terms["state"] != "open":
+        return f"it is {after.terms['state']} in Redis, in epoch {after.terms['epoch']} of {books.epoch}"
+    for stream in ("outbox", "journal"):
+        behind = int(after.terms.get(f"{stream}_n", "0")) - books.applied.get(stream, 0)
+        if behind > 0:
+            return f"{behind:,} entries of its {stream} are not applied: is a worker running?"
+    return "it keeps changing" if before != after else None
+
+
+async def _read_copy(redis: RedisClient, keys: SaleKeys) -> Copy:
+    read_hash: Callable[[str], Any] = redis.hgetall
+    terms, prices, seats, holds, buyers, tokens = [
+        {name.decode(): value.decode() for name, value in pairs.items()}
+        for pairs in await asyncio.gather(
+            *map(read_hash, (keys.sale, keys.prices, keys.seats, keys.holds, keys.buyers, keys.tokens))
+        )
+    ]
+    deadlines, paying = [
+        {member.decode(): int(score) for member, score in pairs}
+        for pairs in await asyncio.gather(
+            *(redis.zrange(key, 0, -1, withscores=True) for key in (keys.deadlines, keys.paying))
+        )
+    ]
+    return Copy(
+        terms=terms,
+        prices=prices,
+        seats=seats,
+        holds={hold_id: Hold.parse(record) for hold_id, record in holds.items()},
+        deadlines=deadlines,
+        paying=paying,
+        buyers=buyers,
+        tokens={owner: Called.parse(record) for owner, record in tokens.items()},
+    )
+
+
+async def _read_books(postgres: asyncpg.Pool, sale_id: str) -> Books:
+    async with postgres.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+        progress = await SQL.find_progress.fetch(connection, sale_id)
+        return Books(
+            epoch=progress[0]["epoch"],
+            store_state=progress[0]["store_state"],
+            serving=progress[0]["serving"],
+            applied={row["stream"]: row["n"] for row in progress if row["watermark_epoch"] == row["epoch"]},
+            seats=await SQL.list_sale_seats.fetch(connection, sale_id),
+            holds=await SQL.list_sale_holds.fetch(connection, sale_id),
+            buyers=await SQL.count_sale_buyers.fetch(connection, sale_id),
+        )
+
+
+def _set_of(listed: str) -> frozenset[str]:
+    return frozenset(filter(None, listed.split(",")))
+
+
+# The checks -----------------------------------------------------------------------------------------------------------
+
+
+async def _count_seats(found: _Questions, halls: Sequence[Hall]) -> _Case:
+    case = _Case("I1", await found.count("seats"))
+    case.accuse_all(
+        await found.ask("find_miscounted_schedules"),
+        lambda row: (
+            f"schedule {row['schedule_id']} says {row['seats_total']} seats, {row['seats_available']} available; "
+            f"it has {row['seats']} and {row['available']}"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_seats_claimed_twice"),
+        lambda row: f"{_seat(row)} is claimed by {', '.join(row['reservation_ids'])}",
+    )
+    case.accuse_all(
+        await found.ask("find_seats_sold_unclaimed"),
+        lambda row: f"{_seat(row)} is {'sold and nobody claims it' if row['sold'] else 'claimed and not sold'}",
+    )
+    case.accuse_all(
+        await found.ask("find_unfounded_claims"),
+        lambda row: f"reservation {row['reservation_id']} is {row['status']} and claims {row['claims']} seats",
+    )
+    case.looked_at["seats in Redis"] = 0
+    for hall in halls:
+        if hall.moving is None:
+            case.looked_at["seats in Redis"] += len(hall.copy.prices)
+            for finding in _miscounts(hall):
+                case.accuse(f"sale {hall.sale_id}: {finding}")
+    case.doubt(halls)
+    return case
+
+
+def _miscounts(hall: Hall) -> Iterator[str]:
+    """What does not add up within Redis: each seat stands under the one live hold that lists it."""
+    copy = hall.copy
+    listed = {row["seat_no"] for row in hall.books.seats}
+    for seat_no in sorted(listed ^ copy.prices.keys()):
+        yield f"seat {seat_no} exists in {'Postgres' if seat_no in listed else 'Redis'} only"
+    for seat_no in sorted(copy.seats.keys() - copy.prices.keys()):
+        yield f"seat {seat_no} is {copy.seats[seat_no]!r} and does not exist"
+    known = copy.seats_in("HELD", "PAYING", "SOLD", "BLOCKED")
+    for seat_no in sorted(copy.seats.keys() - known.keys()):
+        yield f"seat {seat_no} is in no known state: {copy.seats[seat_no]!r}"
+    holders: defaultdict[str, list[str]] = defaultdict(list)
+    for hold_id, hold in sorted(copy.holds_in("HELD", "PAYING", "SOLD").items()):
+        for seat_no in sorted(hold.seats):
+            holders[seat_no].append(hold_id)
+            if known.get(seat_no) != (hold.state, hold_id, hold.fence):
+                yield (
+                    f"hold {hold_id} is {hold.state} with fence {hold.fence} and lists {seat_no}, "
+                    f"which is {copy.seats.get(seat_no, 'FREE')!r}"
+                )
+    for seat_no, hold_ids in sorted(holders.items()):
+        if len(hold_ids) > 1:
+            yield f"seat {seat_no} is in {len(hold_ids)} live holds: {', '.join(hold_ids)}"
+    for seat_no, (state, hold_id, _) in sorted(known.items()):
+        # The record of what was sold is forgotten after the repeat window; the seat keeps its hold.
+        if state in ("HELD", "PAYING") and hold_id not in holders[seat_no]:
+            yield f"seat {seat_no} is {state} by hold {hold_id}, which does not have it"
+    for state, waiting in (("HELD", copy.deadlines), ("PAYING", copy.paying)):
+        for hold_id in sorted(copy.holds_in(state).keys() ^ waiting.keys()):
+            yield f"hold {hold_id} is {state} or has the deadline of one, and not both"
+
+
+async def _believe(postgres: asyncpg.Pool, heard: Sequence[Heard]) -> _Case:
+    confirmed = [line for line in heard if line.event == "confirmed"]
+    case = _Case("I2", {"confirmations heard": len(confirmed)})
+    owners: dict[tuple[str, str], str] = {}
+    for chunk in _in_chunks(confirmed, 1000):
+        rows = {
+            row["payment_id"]: row for row in await SQL.find_heard.fetch(postgres, [line.payment_id for line in chunk])
+        }
+        for line in chunk:
+            row = rows.get(line.payment_id or "")
+            # What was given back since may have been sold again.
+            for seat_no in set(line.seats).difference(row["given_back"] if row else ()):
+                owner = owners.setdefault((line.sale_id, seat_no), line.reservation_id)
+                if owner != line.reservation_id:
+                    case.accuse(f"seat {seat_no} was confirmed to both {owner} and {line.reservation_id}")
+            if complaint := _disproof(line, row):
+                case.accuse(f"payment {line.payment_id} was heard as confirmed: {complaint}")
+    return case
+
+
+def _disproof(line: Heard, row: asyncpg.Record | None) -> str | None:
+    if row is None:
+        return "it is not in Postgres"
+    if row["status"] not in ("SUCCESS", "PARTIALLY_REFUNDED", "REFUNDED"):
+        return f"it is {row['status']}"
+    for name in ("user_id", "sale_id", "reservation_id"):
+        if row[name] != getattr(line, name):
+            return f"its {name} is {row[name]}, not {getattr(line, name)}"
+    if row["final_amount"] != line.amount:
+        return f"its amount is {row['final_amount']}, not {line.amount}"
+    if not row["was_confirmed"]:
+        return f"its reservation is {row['reservation_status']} and never was confirmed"
+    if row["reservation_status"] == "CONFIRMED" and row["status"] == "SUCCESS" and set(row["seats"]) != set(line.seats):
+        return f"its seats are {', '.join(sorted(row['seats']))}, not {', '.join(sorted(line.seats))}"
+    return None
+
+
+async def _compare_charges(found: _Questions) -> _Case:
+    case = _Case("I3", await found.count("payments", "refunds", "reservations"))
+    case.accuse_all(
+        await found.ask("find_double_charges"),
+        lambda row: f"reservation {row['reservation_id']} has the payments {', '.join(row['payment_ids'])}",
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_charges"),
+        lambda row: (
+            f"reservation {row['reservation_id']} of {row['amount']} is {row['status']}, {row['charged']} was charged"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_captures"),
+        lambda row: f"payment {row['payment_id']} is {row['status']}: {row['captured']} captured, {row['used']} used",
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_cards"),
+        lambda row: (
+            f"payment {row['payment_id']} is {row['status']}: of {row['card_amount']} by card "
+            f"{row['captured_amount']} is taken; its capture is {row['capture']}, its void {row['void']}"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_card_charges"),
+        lambda row: f"charge {row['charge_id']} of {row['amount']} is {row['status']}, the history says {row['added']}",
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_refunds"),
+        lambda row: (
+            f"payment {row['payment_id']} is {row['status']}: of {row['collected']} collected "
+            f"{row['refunded_amount']} are to go back, its refunds are {row['refunds']}: "
+            f"{row['to_card']} went to a card that paid {row['captured_amount']}, "
+            f"{row['to_balance']} to the balance, whose history says {row['history']}"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_cancellations"),
+        lambda row: (
+            f"cancellation {row['cancellation_id']} of reservation {row['reservation_id']} promised "
+            f"{row['refund_amount']}, its refunds are {row['refunds']}, and {row['claims']} of its seats are claimed"
+        ),
+    )
+    return case
+
+
+async def _find_repeats(found: _Questions, heard: Sequence[Heard]) -> _Case:
+    case = _Case("I4", await found.count("balance_history", "tickets"))
+    case.accuse_all(
+        await found.ask("find_repeated_changes"),
+        lambda row: f"{row['ref_type']} {row['ref_id']} changed a balance {row['times']} times by {row['type']}",
+    )
+    case.accuse_all(
+        await found.ask("find_miscounted_tickets"),
+        lambda row: f"reservation {row['reservation_id']} has {row['tickets']} tickets for seat {row['seat_no']}",
+    )
+    case.accuse_all(
+        await found.ask("find_tickets_without_a_seat"),
+        lambda row: f"ticket {row['ticket_no']} is {row['status']} for seat {row['seat_no']}, which was given back",
+    )
+    effects: dict[tuple[str, str, str], str] = {}
+    for line in heard:
+        effect = line.reservation_id if line.event == "held" else line.payment_id or ""
+        known = effects.setdefault((line.event, line.user_id, line.key), effect)
+        if known != effect:
+            case.accuse(f"key {line.key} of user {line.user_id} made both {known} and {effect}")
+    if heard:
+        case.looked_at["keys heard"] = len(effects)
+    return case
+
+
+async def _judge_line(found: _Questions, redis: RedisClient, halls: Sequence[Hall]) -> _Case:
+    case = _Case("I5", await found.count("queue_tokens"))
+    case.accuse_all(
+        await found.ask("find_owners_in_line_twice"),
+        lambda row: f"sale {row['sale_id']}: {row['owner']} is in line with {', '.join(map(str, row['queue_nos']))}",
+    )
+    case.accuse_all(
+        await found.ask("find_hurried_minutes"),
+        lambda row: (
+            f"sale {row['sale_id']}: {row['admitted']} people were admitted within 60 s up to {row['admitted_at']}, "
+            f"{row['admitted_per_minute_max']} may be"
+        ),
+    )
+    highest = {(row["sale_id"], row["epoch"]): row["queue_no"] for row in await found.read("list_highest_admitted")}
+    case.looked_at["called tokens"] = 0
+    for hall in halls:
+        if hall.moving is None:
+            case.looked_at["called tokens"] += len(hall.copy.tokens)
+            waiting = await _find_waiting(redis, SaleKeys(hall.sale_id), list(hall.copy.tokens))
+            for finding in _misplaced(hall, highest.get((hall.sale_id, hall.books.epoch), 0), waiting):
+                case.accuse(f"sale {hall.sale_id}: {finding}")
+    case.doubt(halls)
+    return case
+
+
+async def _find_waiting(redis: RedisClient, keys: SaleKeys, owners: Sequence[str]) -> set[str]:
+    """Which of these owners stand in the line."""
+    waiting: set[str] = set()
+    for chunk in _in_chunks(owners, 1000):
+        scores = await redis.zmscore(keys.waiting, list(chunk))
+        waiting.update(owner for owner, score in zip(chunk, scores, strict=True) if score is not None)
+    return waiting
+
+
+def _misplaced(hall: Hall, highest: int, waiting: set[str]) -> Iterator[str]:
+    serving = int(hall.copy.terms.get("serving", "0"))
+    if hall.books.serving > serving:
+        yield f"serving went back from {hall.books.serving} to {serving}"
+    if highest > serving:
+        yield f"number {highest} was admitted, and serving is {serving}"
+    for owner, token in sorted(hall.copy.tokens.items()):
+        if token.queue_no > serving:
+            yield f"number {token.queue_no} of {owner} was called, and serving is {serving}"
+    for owner in sorted(waiting):
+        yield f"{owner} was called and still stands in line"
+    admitted = [token.admitted_at_ms for token in hall.copy.tokens.values() if token.status == "ACTIVE"]
+    # A cap that was lowered lets those stay who are in, and nobody more until enough have left.
+    if len(admitted) > hall.sale["active_max"] and max(admitted) > hall.sale["updated_at_ms"] + 2000:
+        yield f"{len(admitted)} are active, {hall.sale['active_max']} may be"
+
+
+async def _sum_balances(found: _Questions) -> _Case:
+    case = _Case("I6", await found.count("balances", "balance_history"))
+    case.accuse_all(
+        await found.ask("find_uneven_balances"),
+        lambda row: (
+            f"user {row['user_id']} has {row['amount']}, history says {row['history']} and last {row['last_after']}; "
+            f"{row['set_aside']} is set aside, live payments need {row['legs']}"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_broken_history"),
+        lambda row: (
+            f"user {row['user_id']}, version {row['version']}: {row['balance_after']} follows, not {row['expected']}"
+        ),
+    )
+    return case
+
+
+async def _find_unfinished(found: _Questions, halls: Sequence[Hall], grace_s: int) -> _Case:
+    case = _Case("I7", await found.count("reservations", "payments", "restores"))
+    case.accuse_all(
+        await found.ask("find_unfinished", grace_s),
+        lambda row: f"{row['what']} {row['id']} should have ended at {row['since']:%F %T}",
+    )
+    case.accuse_all(
+        await found.ask("find_dead_letters"),
+        lambda row: (
+            f"sale {row['sale_id']}: entry {row['n']} of the {row['stream']} ({row['kind']}) waits for an operator: "
+            f"{row['error']}"
+        ),
+    )
+    overdue_ms = await found.read_clock() - grace_s * 1000
+    case.looked_at["holds in Redis"] = 0
+    for hall in halls:
+        case.looked_at["holds in Redis"] += len(hall.copy.holds)
+        for what, waiting in (("hold", hall.copy.deadlines), ("payment of hold", hall.copy.paying)):
+            for hold_id, deadline_ms in sorted(waiting.items()):
+                if deadline_ms < overdue_ms:
+                    case.accuse(f"sale {hall.sale_id}: the {what} {hold_id} lapsed and was not ended")
+    return case
+
+
+def _compare_stores(halls: Sequence[Hall]) -> _Case:
+    case = _Case("I9", {"sales": len(halls), "seats": sum(len(hall.books.seats) for hall in halls)})
+    for hall in halls:
+        if hall.moving is None:
+            for finding in _differences(hall):
+                case.accuse(f"sale {hall.sale_id}: {finding}")
+    case.doubt(halls)
+    return case
+
+
+def _differences(hall: Hall) -> Iterator[str]:
+    """What the two stores tell differently of a sale at rest."""
+    copy, books = hall.copy, hall.books
+    yield from _compare(
+        "the price of seat",
+        {seat_no: int(price) for seat_no, price in copy.prices.items()},
+        {row["seat_no"]: row["price"] for row in books.seats},
+    )
+    yield from _compare(
+        "the claim on seat",
+        {seat_no: (hold_id, fence) for seat_no, (_, hold_id, fence) in copy.seats_in("SOLD").items()},
+        {row["seat_no"]: (row["reservation_id"], row["fence"]) for row in books.seats if row["reservation_id"]},
+    )
+    yield from _compare(
+        "the block on seat",
+        dict.fromkeys(copy.seats_in("BLOCKED"), True),
+        {row["seat_no"]: True for row in books.seats if row["blocked"]},
+    )
+    live = copy.holds_in("HELD", "PAYING")
+    yield from _compare(
+        "hold",
+        {hold_id: (hold.buyer_id, hold.fence, sorted(hold.seats)) for hold_id, hold in live.items()},
+        {row["reservation_id"]: (row["user_id"], row["fence"], sorted(row["seats"])) for row in books.holds},
+    )
+    yield from _compare(
+        "the deadline of hold",
+        copy.deadlines,
+        {row["reservation_id"]: row["expires_at_ms"] for row in books.holds if row["reservation_id"] in copy.deadlines},
+    )
+    bought = {buyer_id: int(record.split(" ")[0]) for buyer_id, record in copy.buyers.items()}
+    yield from _compare(
+        "the seats bought by",
+        {buyer_id: seats for buyer_id, seats in bought.items() if seats},
+        {row["user_id"]: row["seats"] for row in books.buyers},
+    )
+    holding: defaultdict[str, set[str]] = defaultdict(set)
+    for hold_id, hold in live.items():
+        holding[hold.buyer_id].add(hold_id)
+    counted = {buyer_id: set(_set_of(record.split(" ")[2])) for buyer_id, record in copy.buyers.items()}
+    for buyer_id in sorted(holding.keys() | counted.keys()):
+        if holding.get(buyer_id, set()) != counted.get(buyer_id, set()):
+            yield f"the holds counted for {buyer_id} are not those that live"
+
+
+def _compare(what: str, in_redis: Mapping[str, object], in_postgres: Mapping[str, object]) -> Iterator[str]:
+    for name in sorted(in_redis.keys() | in_postgres.keys()):
+        here, there = in_redis.get(name), in_postgres.get(name)
+        if here != there:
+            yield f"{what} {name}: Redis says {_words(here)}, Postgres says {_words(there)}"
+
+
+def _words(value: object) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, list | tuple):
+        return " ".join(_words(each) for each in value)
+    return "yes" if value is True else str(value)
+
+
+async def _follow_streams(found: _Questions, halls: Sequence[Hall]) -> _Case:
+    case = _Case("I13", await found.count("applied_batches", "applied_entries"))
+    case.accuse_all(
+        await found.ask("find_broken_ranges"),
+        lambda row: f"{_stream(row)}: {row['first_n']} to {row['last_n']} was applied where {row['expected']} was next",
+    )
+    case.accuse_all(
+        await found.ask("find_strayed_watermarks"),
+        lambda row: f"{_stream(row)}: the watermark is {row['n']}, and {row['last_n']} was applied last",
+    )
+    for hall in halls:
+        if hall.moving is None:
+            for stream, n in hall.books.applied.items():
+                head = int(hall.copy.terms.get(f"{stream}_n", "0"))
+                if head != n:
+                    case.accuse(f"sale {hall.sale_id}: {n} was applied of the {stream}, whose head is {head}")
+    return case
+
+
+def _seat(row: asyncpg.Record) -> str:
+    return f"sale {row['sale_id']}: seat {row['seat_no']}"
+
+
+def _stream(row: asyncpg.Record) -> str:
+    return f"sale {row['sale_id']}, {row['stream']}, epoch {row['epoch']}"
+
+
+def _in_chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,192 @@
+"""Errands: what a gateway must be told, as rows written by the transaction that decides it.
+
+A capture, a void or a refund is sent under its own id, again and again, until the answer is known: the gateway does it
+once. A refund waits until the capture before it is known.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final, Literal, NamedTuple
+
+import asyncpg
+import msgspec
+
+from engine import ids
+from engine.gateway import (
+    AlreadyCaptured,
+    CaptureRefused,
+    Gateway,
+    GatewayUnavailable,
+    GatewayUnknown,
+    RefundRefused,
+)
+from engine.stores import queries
+from engine.stores.queries import Connection
+
+logger = logging.getLogger(__name__)
+
+SQL = queries.load("errands")
+
+Kind = Literal["CAPTURE", "VOID", "REFUND"]
+
+# An errand that was taken is nobody else's for so long: longer than a gateway may take to answer.
+TAKEN_S: Final = 60.0
+# After an answer that never came it is due again after 2 s, 4 s, 8 s … and at most this.
+AGAIN_MAX_S: Final = 300.0
+# A gateway's search is written later than its payments: what it does not find so often is not there.
+SOUGHT_MAX: Final = 8
+# After so many attempts somebody should look, though they go on.
+ALARM_AFTER: Final = 10
+
+
+class Leg(NamedTuple):
+    """The part of a payment that a card pays, in minor units."""
+
+    payment_id: str
+    amount: int
+
+
+class Errand(msgspec.Struct, frozen=True):
+    """One thing that a gateway must be told."""
+
+    errand_id: str
+    payment_id: str
+    kind: Kind
+    refund_id: str | None
+    amount: int
+    attempts: int
+    answer_ref: str | None
+    gateway_ref: str | None
+
+
+class _Begun(Exception):
+    """The gateway has begun a refund, under this name, and says later how it ended."""
+
+
+class Driven(msgspec.Struct):
+    """What one pass did: errands by how they ended."""
+
+    done: int = 0
+    refused: int = 0
+    unknown: int = 0
+
+
+def id_of(kind: Kind, payment_id: str) -> str:
+    """The id of a capture or a void, for ever the same: the gateway's idempotency key."""
+    return ids.derive("gateway", kind, payment_id)
+
+
+async def add(connection: Connection, kind: Kind, legs: Sequence[Leg]) -> None:
+    """Write captures or voids of these legs, in the caller's transaction; a leg of nothing needs none."""
+    told = sorted(leg for leg in legs if leg.amount > 0)
+    if told:
+        await SQL.add_errands.execute(
+            connection,
+            [id_of(kind, leg.payment_id) for leg in told],
+            [leg.payment_id for leg in told],
+            [leg.amount for leg in told],
+            kind,
+        )
+
+
+async def drive(postgres: asyncpg.Pool, gateway: Gateway, *, most: int = 64) -> Driven:
+    """Send at most `most` errands that are due, side by side, and write down what became of each.
+
+    Safe to run in many processes at once, and to be cut short anywhere: what was sent and not written down is sent
+    again under the same id.
+    """
+    taken = [Errand(**dict(row)) for row in await SQL.take_errands.fetch(postgres, most, TAKEN_S)]
+    done = Driven()
+    await asyncio.gather(*[_run(postgres, gateway, errand, done) for errand in taken])
+    return done
+
+
+async def _run(postgres: asyncpg.Pool, gateway: Gateway, errand: Errand, done: Driven) -> None:
+    try:
+        refusal = await _send(gateway, errand)
+    except _Begun as begun:
+        await SQL.await_errand.execute(postgres, errand.errand_id, str(begun), AGAIN_MAX_S)
+        return
+    except (GatewayUnknown, GatewayUnavailable) as fault:
+        done.unknown += 1
+        level = logging.ERROR if errand.attempts >= ALARM_AFTER else logging.WARNING
+        logger.log(level, "%s of payment %s, attempt %d: %s", errand.kind, errand.payment_id, errand.attempts, fault)
+        pause_s = min(AGAIN_MAX_S, 2.0**errand.attempts)
+        await SQL.postpone_errand.execute(postgres, errand.errand_id, pause_s, str(fault))
+        return
+    async with postgres.acquire() as connection, connection.transaction():
+        await SQL.lock_payment.execute(connection, errand.payment_id)
+        # Whoever took it after us, because we were slow, may have written it down already.
+        if not await SQL.finish_errand.execute(connection, errand.errand_id, refusal):
+            return
+        await _conclude(connection, errand, refusal)
+    if refusal is None:
+        done.done += 1
+    else:
+        done.refused += 1
+        logger.error("%s of payment %s was refused for good: %s", errand.kind, errand.payment_id, refusal)
+
+
+async def _send(gateway: Gateway, errand: Errand) -> str | None:
+    """Tell the gateway; None when it is done, otherwise why it never will be. Raises what leaves that open."""
+    ref = errand.gateway_ref
+    if ref is None:
+        # Nobody heard what became of the authorisation: whatever carries the payment's id at the gateway is meant.
+        found = await gateway.find(errand.payment_id)
+        if found is None and errand.attempts < SOUGHT_MAX:
+            raise GatewayUnknown("the gateway does not know the payment, yet")
+        if found is None:
+            return None if errand.kind == "VOID" else "the gateway knows no such payment"
+        ref = found.ref
+    if errand.attempts > 1 and await _is_done(gateway, errand, ref):
+        return None
+    match errand.kind:
+        case "CAPTURE":
+            captured = await gateway.capture(ref, amount=errand.amount, key=errand.errand_id)
+            return captured.reason if isinstance(captured, CaptureRefused) else None
+        case "VOID":
+            voided = await gateway.void(ref, key=errand.errand_id)
+            # Taken behind our back: what was not to be taken is given back.
+            return await _refund(gateway, errand, ref) if isinstance(voided, AlreadyCaptured) else None
+        case "REFUND":
+            return await _refund(gateway, errand, ref)
+
+
+async def _is_done(gateway: Gateway, errand: Errand, ref: str) -> bool:
+    """Whether an earlier attempt did it: a key may remember a fault, and answer nothing else for a day."""
+    intent = await gateway.query(ref)
+    if intent is None:
+        return False
+    return (errand.kind == "CAPTURE" and intent.captured == errand.amount) or (
+        errand.kind == "VOID" and intent.status == "CANCELLED"
+    )
+
+
+async def _refund(gateway: Gateway, errand: Errand, ref: str) -> str | None:
+    if errand.answer_ref is not None:
+        answer = await gateway.query_refund(errand.answer_ref)
+    else:
+        answer = await gateway.refund(ref, amount=errand.amount, key=errand.errand_id)
+    if isinstance(answer, RefundRefused):
+        return answer.reason
+    if answer.pending:
+        raise _Begun(answer.refund_ref)
+    return None
+
+
+async def _conclude(connection: Connection, errand: Errand, refusal: str | None) -> None:
+    match errand.kind:
+        case "CAPTURE" if refusal is None:
+            await SQL.keep_captured.execute(connection, errand.payment_id, errand.amount)
+        case "CAPTURE":
+            # Sold, and not paid for: an operator must know. Nothing is taken back silently.
+            await SQL.mark_uncollected.execute(connection, errand.payment_id)
+        case "REFUND" if refusal is None:
+            await SQL.finish_refund.execute(connection, errand.refund_id)
+        case "REFUND":
+            # What could not be given back was not given back: it may be tried again, or be paid to the balance.
+            await SQL.fail_refund.execute(connection, errand.refund_id)
+        case "VOID":
+            # A capture that became a void before it was sent gave back what it would have taken.
+            await SQL.finish_refunds_by_void.execute(connection, errand.payment_id)
