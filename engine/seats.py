@@ -42,6 +42,11 @@ def lines_of(seats: str, prices: str, tiers: str = "") -> tuple[Line, ...]:
     )
 
 
+def joined_tiers(tiers: Sequence[str | None]) -> str:
+    """The tiers of seats as the store keeps them: nothing when none has one."""
+    return ",".join([tier or "-" for tier in tiers]) if any(tiers) else ""
+
+
 def is_seat_no(text: str) -> bool:
     """Whether a seat may be called so: what separates lists and lines stands in no seat's number."""
     return not ("|" in text or "=" in text or "," in text)

@@ -165,7 +165,7 @@ async def test_places_and_blocks_are_kept_back_from_who_names_a_seat(stores: Sto
     }
     assert set(standing.values()) == {b"BLOCKED - 0"}
     prices = await stores.redis.hgetall(sale.keys.prices)  # type: ignore[misc]
-    assert (len(prices), prices[b"Pit-GA-1"]) == (10, b"3")
+    assert (len(prices), prices[b"Pit-GA-1"]) == (10, b"3|3|0||10000001|P")
 
 
 async def test_caps_and_blocks_are_edited_with_the_schedule(stores: Stores) -> None:
