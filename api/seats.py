@@ -24,7 +24,7 @@ routes = Routes("Tickets")
 # Seats of all halls that a process keeps as bytes: each takes about 300, and 120 more where somebody takes no gzip.
 SEATS_KEPT_MAX = 300_000
 
-# Drawing takes at most this share of a core; a small hall is drawn at once.
+# Drawing takes at most this share of a core: what took long to draw is shown for longer.
 DRAWING_SHARE = 0.1
 
 # Of a hall of 50,000 seats the slowest level saves a seventh and takes twenty times as long.

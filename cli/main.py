@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +150,15 @@ def gateway(port: int | None, follow: int | None) -> None:
 @click.option(
     "--settle", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Seconds to wait for rest."
 )
-def audit(*, as_json: bool, history: Path | None, settle: float) -> None:
+@click.option("--repair", is_flag=True, help="Make counters and Redis what the rows of Postgres say, then prove again.")
+def audit(*, as_json: bool, history: Path | None, settle: float, repair: bool) -> None:
     """Prove the invariants. Exit status 0: all true, 1: one is broken, 2: one could not be proved."""
     from cli import auditing  # noqa: PLC0415
 
     settings = _settings()
-    report = asyncio.run(auditing.audit_installation(settings, history=history, settle_s=settle))
+    told = Console(stderr=True) if as_json else _console()
+    repairs = partial(auditing.show_repaired, console=told) if repair else None
+    report = asyncio.run(auditing.audit_installation(settings, history=history, settle_s=settle, repairs=repairs))
     if as_json:
         click.echo(msgspec.json.encode(report))
     else:

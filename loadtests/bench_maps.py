@@ -129,7 +129,7 @@ async def _deltas(running: Shop, schedule_id: str, sale_id: str, token: str) -> 
         async with asyncio.timeout(HEARD_WITHIN_S):
             heard = await asyncio.gather(*waiting)
         times_s.append(max(heard) - began)
-    memory_mib = _memory_mib(running)
+    memory_mib = _memory_mib()
     for ear in ears:
         ear.close()
     return times_s, memory_mib
@@ -171,8 +171,8 @@ async def _hold(running: Shop, path: str, token: str, seats: list[str]) -> None:
         raise RuntimeError(f"a hold was answered {answer.status} {answer.body.decode()[:300]}")
 
 
-def _memory_mib(running: Shop) -> float:
-    """The memory of the process that answers on the shop's port: the largest child of a child of ours."""
+def _memory_mib() -> float:
+    """The memory of the API process, the largest child of a child of ours; 0 where the system does not say."""
     children: dict[int, list[int]] = {}
     resident: dict[int, int] = {}
     for status in Path("/proc").glob("[0-9]*/status"):
@@ -183,7 +183,7 @@ def _memory_mib(running: Shop) -> float:
         children.setdefault(int(fields["PPid"]), []).append(int(fields["Pid"]))
         resident[int(fields["Pid"])] = int(fields.get("VmRSS", "0 kB").split()[0])
     below = [grandchild for child in children.get(os.getpid(), []) for grandchild in children.get(child, [])]
-    return max(resident[pid] for pid in below) / 1024
+    return max((resident[pid] for pid in below), default=0) / 1024
 
 
 def _allow_files(wanted: int) -> None:

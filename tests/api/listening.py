@@ -92,10 +92,10 @@ class Ear:
         return None
 
     async def _read(self) -> bytes:
-        size = int(await self._reader.readline(), 16)
-        part = (await self._reader.readexactly(size + 2))[:-2]
-        if not part:
+        size = int(await self._reader.readline() or b"0", 16)
+        if size == 0:
             raise EOFError
+        part = (await self._reader.readexactly(size + 2))[:-2]
         self.heard += part
         return part
 

@@ -5,16 +5,19 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import httpx
+import msgspec
 import pytest
 
 from api import events
+from api.app import create_app
 from api.events import Channel, Frame, Listener
 from api.face import Face
-from api.house import House
+from api.house import House, open_house
 from engine.settings import Settings
 from engine.stores.connections import Stores
-from tests.api.calling import Person, Show, problem
+from tests.api.calling import ADMIN_KEY, Person, Show, problem, put_on
 from tests.api.listening import Ear, Event, listening, serving, until
+from tests.api.proxy import before
 from tests.api.test_server import running
 
 
@@ -237,29 +240,26 @@ async def test_who_does_not_read_is_given_up_and_holds_nobody_up(
             await deaf.next("nothing")
 
 
-def test_who_is_too_far_behind_is_told_to_fetch_the_map() -> None:
-    async def listen() -> None:
-        channel = Channel("5a" * 16, 10**9)
-        listener = Listener(channel.next_no, channel.version)
-        for version in range(10**9 + 1, 10**9 + 3):
-            channel.publish(Frame(b"%d\n" % version, version))
-        assert channel.take(listener) == b"1000000001\n1000000002\n"
-        assert channel.take(listener) == b""
-        for version in range(10**9 + 3, 10**9 + 3 + events.FRAMES_KEPT_MAX + 1):
-            channel.publish(Frame(b"%d\n" % version, version))
-        newest = channel.version
-        assert channel.take(listener) == (b'id: 1-%d\nevent: reset\ndata: {"map_version":%d}\n\n' % (newest, newest))
-        assert channel.take(listener) == b""
-        # Many bytes are too far behind, too; and who knows more than was told is not told it again.
-        for _ in range(3):
-            channel.publish(Frame(b"x" * events.BYTES_KEPT_MAX))
-        assert channel.take(listener).startswith(b"id: 1-")
-        ahead = Listener(channel.next_no, newest + 2)
-        for version in range(newest + 1, newest + 4):
-            channel.publish(Frame(b"%d\n" % version, version))
-        assert channel.take(ahead) == b"%d\n" % (newest + 3)
-
-    asyncio.run(listen())
+async def test_who_is_too_far_behind_is_told_to_fetch_the_map() -> None:
+    channel = Channel("5a" * 16, 10**9)
+    listener = Listener(channel.next_no, channel.version)
+    for version in range(10**9 + 1, 10**9 + 3):
+        channel.publish(Frame(b"%d\n" % version, version))
+    assert channel.take(listener) == b"1000000001\n1000000002\n"
+    assert channel.take(listener) == b""
+    for version in range(10**9 + 3, 10**9 + 3 + events.FRAMES_KEPT_MAX + 1):
+        channel.publish(Frame(b"%d\n" % version, version))
+    newest = channel.version
+    assert channel.take(listener) == (b'id: 1-%d\nevent: reset\ndata: {"map_version":%d}\n\n' % (newest, newest))
+    assert channel.take(listener) == b""
+    # Many bytes are too far behind, too; and who knows more than was told is not told it again.
+    for _ in range(3):
+        channel.publish(Frame(b"x" * events.BYTES_KEPT_MAX))
+    assert channel.take(listener).startswith(b"id: 1-")
+    ahead = Listener(channel.next_no, newest + 2)
+    for version in range(newest + 1, newest + 4):
+        channel.publish(Frame(b"%d\n" % version, version))
+    assert channel.take(ahead) == b"%d\n" % (newest + 3)
 
 
 # What ends it ---------------------------------------------------------------------------------------------------------
@@ -271,6 +271,31 @@ async def test_a_sale_that_is_not_there_tells_nothing(http: httpx.AsyncClient, s
     await house.stores.redis.flushall()
     assert problem(await http.get(path_of(show))) == (503, "sale_rebuilding")
     assert house.events._channels == {}
+
+
+async def test_the_streams_outlive_a_store_that_was_away(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "TRIES_AGAIN_AFTER_S", 0.05)
+    async with (
+        before(str(settings.redis_url)) as (redis, redis_url),
+        open_house(msgspec.structs.replace(settings, redis_url=redis_url)) as house,
+    ):
+        app = create_app(settings)
+        app.house = house
+        transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]  # both are ASGI, typed by different names
+        async with (
+            serving(app) as port,
+            httpx.AsyncClient(transport=transport, base_url="http://lastseat.test") as http,
+        ):
+            operator = Person(http, "", ADMIN_KEY)
+            made = (await operator.post("/v1/admin/accounts", {"count": 1})).json()["items"][0]
+            show = await put_on(operator)
+            async with listening(port, show.sale_id) as ear:
+                await ear.next("reset")
+                redis.cut()
+                assert problem(await http.get(path_of(show))) == (503, "busy")
+                redis.restore()
+                await show.reserve(Person(http, made["user_id"], made["access_token"]), "A-1-1")
+                await hear_change(ear, "A-1-1")
 
 
 async def test_browsers_of_the_shop_may_listen(people: list[Person], show: Show, port: int) -> None:

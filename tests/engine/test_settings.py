@@ -36,6 +36,7 @@ def test_every_setting_has_a_variable() -> None:
         "LASTSEAT_REDIS_CONNECTIONS_MAX": "8",
         "LASTSEAT_POSTGRES_CONNECTIONS_MAX": "4",
         "LASTSEAT_BACKLOG_MAX": "500",
+        "LASTSEAT_LISTENERS_MAX": "20",
     }
     settings = Settings.from_environment(environ)
     assert settings.cors_origins == ("https://shop.example", "http://localhost:3000")

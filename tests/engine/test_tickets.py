@@ -73,7 +73,6 @@ def test_a_door_reads_the_code_with_the_published_key_alone(ticket_no: int, sche
         "sub": str(ticket_no),
         "seat_no": seat_no,
     }
-    assert len(code) < 350
 
 
 def test_the_same_ticket_makes_the_same_code_whoever_owns_it() -> None:
@@ -81,6 +80,8 @@ def test_the_same_ticket_makes_the_same_code_whoever_owns_it() -> None:
     assert Codes(key).of(ticket()) == Codes(key).of(ticket(status="REDEEMED", reservation_id="ef" * 16))
     texts = [ticket(), ticket(ticket_no=42), ticket(schedule_id="ce" * 16), ticket(seat_no="A-1-2")]
     assert len({Codes(key).of(each) for each in texts}) == 4
+    # A square that any camera reads.
+    assert len(Codes(key).of(ticket(ticket_no=10**12, seat_no="Grandstand-12-345"))) < 300
 
 
 @pytest.mark.parametrize("fault", ["another evening", "another key", "another seat", "a pass"])
