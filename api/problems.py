@@ -161,6 +161,33 @@ def _taken(refusal: seats.SeatTaken) -> TakenSeats:
     return TakenSeats(refusal.seats)
 
 
+class UnknownOffer(msgspec.Struct, frozen=True):
+    """What the sale does not offer: its kind (area, tier, category, section) and its name."""
+
+    kind: str
+    name: str
+
+
+class UnknownOffers(msgspec.Struct, frozen=True):
+    """Everything in the request that the sale does not offer."""
+
+    offers: tuple[UnknownOffer, ...]
+
+
+def _offers(refusal: seats.OfferUnknown) -> UnknownOffers:
+    return UnknownOffers(tuple([UnknownOffer(kind, name) for kind, name in refusal.offers]))
+
+
+class Shortages(msgspec.Struct, frozen=True):
+    """Of each area, tier, or of seats as a whole: how much was asked for, and how much is left."""
+
+    lines: tuple[seats.Shortage, ...]
+
+
+def _shortages(refusal: seats.SoldOut) -> Shortages:
+    return Shortages(refusal.lines)
+
+
 class Decline(msgspec.Struct, frozen=True, omit_defaults=True):
     """The payment, its gateway's word for why, and until when another may be tried."""
 
@@ -198,11 +225,13 @@ PROBLEMS: dict[type[Reply], Problem] = {
     NotAdmitted: Problem(403),
     NotFound: Problem(404),
     seats.SeatUnknown: Problem(404),
+    seats.OfferUnknown: Problem(404, _offers),
     MethodNotAllowed: Problem(405),
     accounts.EmailTaken: Problem(409),
     LimitReached: Problem(409),
     waiting_room.QueueClosed: Problem(409),
     seats.SeatTaken: Problem(409, _taken),
+    seats.SoldOut: Problem(409, _shortages),
     seats.SaleNotOpen: Problem(409, _opening),
     seats.SaleClosed: Problem(409),
     seats.HoldEnded: Problem(409),

@@ -652,7 +652,7 @@ def _differences(hall: Hall) -> Iterator[str]:
     copy, books = hall.copy, hall.books
     yield from _compare(
         "the price of seat",
-        {seat_no: int(price) for seat_no, price in copy.prices.items()},
+        {seat_no: int(record.partition("|")[0]) for seat_no, record in copy.prices.items()},
         {row["seat_no"]: row["price"] for row in books.seats},
     )
     yield from _compare(

@@ -7,14 +7,16 @@ seats that are adjacent (their numbers follow each other) and alike in section, 
 lies in one unit may be sold side by side, and no two seats of different units may.
 
 RECORDS, fields joined by |, lists inside by ,
-  prices       hash    seat_no -> price|category_no|block_no|position; the position of a place in an area is empty
+  prices       hash    seat_no -> price|category_no|block_no|position|unit_no|kind, kind F, or A where accessible; of a
+                       place in an area the position is empty, its score stands in place of a unit, its kind is P
   tiers        hash    tier|category_no -> price|max; an empty max is no cap
   blocks       hash    block_no -> access_code_hash|channel|opens_at_ms|closes_at_ms; 0 is no such bound
   areas        hash    area -> area_no|category_no|block_no|quantity
   places       zset    seat_no of each free place in an area, scored by area_no * 10^7 + number
   units        hash    unit_no, from 0 on -> section|row|category_no|block_no|first_position|first_number|length
   floor        string  one byte a position: F free, A free and accessible, T neither
-  bounds       string  one byte a unit: 64 + the longest run of free seats in it, of which 60 or more are 60
+  bounds       string  one byte a unit: 64 + the longest run of free seats in it, of which 60 or more are 60; and 128
+                       more for a unit of a block, so that nobody looks at it to whom it is not open
   sections     hash    section -> unit_nos as first-last,first-last…
   categories   hash    category -> unit_nos as first-last,first-last…
 """
@@ -36,6 +38,7 @@ TAKEN: Final = ord("T")
 
 AREA_SCORE: Final = 10**7
 BOUND_ZERO: Final = 64
+BOUND_ZERO_IN_BLOCK: Final = 128 + BOUND_ZERO
 BOUND_MAX: Final = 60
 
 # Accessible seats are kept back from whoever does not ask for one, but they may be asked for: a bound counts them.
@@ -126,7 +129,12 @@ def floor_of(seats: Sequence[Seat], taken: Container[str]) -> bytes:
 
 def bounds_of(units: Sequence[Unit], floor: bytes) -> bytes:
     """One byte for each unit: how many seats of it may be free side by side."""
-    return bytes([BOUND_ZERO + min(_longest_free(unit, floor), BOUND_MAX) for unit in units])
+    return bytes(
+        [
+            (BOUND_ZERO if unit.block is None else BOUND_ZERO_IN_BLOCK) + min(_longest_free(unit, floor), BOUND_MAX)
+            for unit in units
+        ]
+    )
 
 
 def _longest_free(unit: Unit, floor: bytes) -> int:
@@ -158,15 +166,19 @@ def unit_records(units: Sequence[Unit], numbers: Numbers) -> list[str]:
     ]
 
 
-def price_records(seats: Sequence[Seat], areas: Sequence[Area], numbers: Numbers) -> dict[str, str]:
+def price_records(
+    seats: Sequence[Seat], units: Sequence[Unit], areas: Sequence[Area], numbers: Numbers
+) -> dict[str, str]:
     """The records of `prices`: of seats in position, then of every place."""
+    unit_nos = [unit_no for unit_no, unit in enumerate(units) for _ in range(unit.length)]
     records = {
-        seat.seat_no: f"{seat.price}|{numbers.categories[seat.category]}|{numbers.of_block(seat.block)}|{position}"
+        seat.seat_no: f"{seat.price}|{numbers.categories[seat.category]}|{numbers.of_block(seat.block)}"
+        f"|{position}|{unit_nos[position]}|{'A' if seat.accessible else 'F'}"
         for position, seat in enumerate(seats)
     }
     for area in areas:
-        record = f"{area.price}|{numbers.categories[area.category]}|{numbers.of_block(area.block)}|"
-        records.update(dict.fromkeys(area.seat_nos, record))
+        of_all = f"{area.price}|{numbers.categories[area.category]}|{numbers.of_block(area.block)}|"
+        records |= {place: f"{of_all}|{score}|P" for place, score in place_scores([area], numbers, ()).items()}
     return records
 
 

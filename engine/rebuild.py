@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import msgspec
 
-from engine import ids, reservations, sales, settlement, waiting_room
+from engine import ids, offers, reservations, sales, seats, settlement, waiting_room
 from engine.sales import Sale
 from engine.stores import outbox, queries
 from engine.stores.connections import Stores
@@ -85,6 +85,7 @@ class Opened(Reply, frozen=True):
 CLOSE = Script("sales/close", SaleKeys, Closed | SaleUnknown | StaleEpoch)
 CLEAR = Script("sales/clear", SaleKeys, Cleared | StaleEpoch)
 LOAD_SEATS = Script("sales/load_seats", SaleKeys, Loaded | SaleOpen | SaleUnknown | StaleEpoch)
+LOAD_OFFER = Script("sales/load_offer", SaleKeys, Loaded | SaleOpen | SaleUnknown | StaleEpoch)
 LOAD_HOLDS = Script("sales/load_holds", SaleKeys, Loaded | SaleOpen | SaleUnknown | StaleEpoch)
 LOAD_TOKENS = Script("sales/load_tokens", SaleKeys, Loaded | SaleOpen | SaleUnknown | StaleEpoch)
 COUNT = Script("sales/count", SaleKeys, Counted | SaleUnknown | StaleEpoch)
@@ -301,16 +302,20 @@ async def _write(stores: Stores, copy: Copy) -> Counted:
         *("queue_no", copy.queue_no),
         *("queue_no_ceiling", copy.queue_no_ceiling),
         *("serving", copy.serving),
+        *("has_floor", 1),
     )
     admitted = sale.admitted_per_minute_max if was_on else 0
     _expect(await CLEAR(gate, sale.keys, epoch=sale.epoch, admitted=admitted, terms=terms), Cleared)
 
-    seats = 0
+    plan = await offers.read(stores.postgres, sale.sale_id)
+    for name, part in plan.parts():
+        _expect(await LOAD_OFFER(gate, sale.keys, epoch=sale.epoch, name=name, rows=part), Loaded)
+    seats_total = 0
     blocked: set[str] = set()
     async for rows in _pages(stores.postgres, SQL.list_seats, sale.sale_id, "", "seat_no", SEATS_AT_ONCE):
-        flat = [value for row in rows for value in (row["seat_no"], row["price"], int(row["blocked"]))]
+        flat = [value for row in rows for value in (row["seat_no"], plan.prices[row["seat_no"]], int(row["blocked"]))]
         _expect(await LOAD_SEATS(gate, sale.keys, epoch=sale.epoch, rows=flat), Loaded)
-        seats += len(rows)
+        seats_total += len(rows)
         blocked.update(row["seat_no"] for row in rows if row["blocked"])
     for held in _chunks(copy.holds, HOLDS_AT_ONCE):
         flat = [value for row in held for value in _hold_values(row)]
@@ -320,7 +325,7 @@ async def _write(stores: Stores, copy: Copy) -> Counted:
         flat = [value for row in rows for value in (row["queue_no"], _ended_token(row), row["ended_at_ms"])]
         _expect(await LOAD_TOKENS(gate, sale.keys, epoch=sale.epoch, rows=flat), Loaded)
         ended_tokens += len(rows)
-    return expect(copy.holds, seats=seats, blocked=blocked, ended_tokens=ended_tokens)
+    return expect(copy.holds, seats=seats_total, blocked=blocked, ended_tokens=ended_tokens)
 
 
 def expect(holds: Iterable[Row], *, seats: int, blocked: set[str], ended_tokens: int) -> Counted:
@@ -376,6 +381,7 @@ def _hold_values(row: Row) -> tuple[Argument, ...]:
         ",".join(row["seat_nos"] or ()),
         ",".join(map(str, row["prices"] or ())),
         ",".join(row["ended_payment_ids"]),
+        seats.joined_tiers(row["tiers"] or ()),
     )
 
 

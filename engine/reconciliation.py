@@ -89,12 +89,12 @@ async def give_back(gate: Gate, postgres: asyncpg.Pool, sale: Sale, *, most: int
     done = 0
     async with postgres.acquire() as connection, connection.transaction():
         rows = await SQL.lock_restores.fetch(connection, sale.sale_id, most)
-        wanted: dict[str, list[str]] = {row["reservation_id"]: [] for row in rows}
+        wanted: dict[str, dict[str, str | None]] = {row["reservation_id"]: {} for row in rows}
         for line in await SQL.find_all_lines.fetch(connection, list(wanted)):
-            wanted[line["reservation_id"]].append(line["seat_no"])
+            wanted[line["reservation_id"]][line["seat_no"]] = line["tier"]
         seat_nos = [seat_no for lines in wanted.values() for seat_no in lines]
         claims = {
-            row["seat_no"]: seats.Claim(row["seat_no"], row["reservation_id"], row["fence"])
+            row["seat_no"]: (row["reservation_id"], row["fence"])
             for row in await SQL.lock_claims.fetch(connection, sale.sale_id, seat_nos)
         }
         for row in rows:
@@ -106,7 +106,10 @@ async def give_back(gate: Gate, postgres: asyncpg.Pool, sale: Sale, *, most: int
                 buyer_id=row["user_id"],
                 reason=row["reason"] or "LATE_UNFULFILLABLE",
                 goes_next=row["token_goes_next"],
-                claims=[claims.get(seat_no, seats.Claim(seat_no)) for seat_no in wanted[row["reservation_id"]]],
+                claims=[
+                    seats.Claim(seat_no, *claims.get(seat_no, (None, 0)), tier=tier)
+                    for seat_no, tier in wanted[row["reservation_id"]].items()
+                ],
             )
             if isinstance(restored, seats.Restored | seats.HoldUnknown):
                 await SQL.finish_restore.execute(connection, row["reservation_id"])

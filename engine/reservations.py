@@ -32,6 +32,7 @@ class Line(msgspec.Struct, frozen=True):
     price: int
     status: str
     ticket_no: int | None = None
+    tier: str | None = None
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +71,8 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
     created_at_ms: int
     seat_nos: tuple[str, ...]
     prices: tuple[int, ...]
+    # Of each seat, or of none.
+    tiers: tuple[str | None, ...] = ()
 
 
 class Standing(msgspec.Struct):
@@ -109,10 +112,12 @@ async def add(connection: Connection, holdings: Sequence[Holding]) -> None:
     )
     added = {row["reservation_id"] for row in rows}
     lines = [
-        (holding.reservation_id, seat_no, holding.sale_id, price)
+        (holding.reservation_id, seat_no, holding.sale_id, price, tier)
         for holding in holdings
         if holding.reservation_id in added
-        for seat_no, price in zip(holding.seat_nos, holding.prices, strict=True)
+        for seat_no, price, tier in zip(
+            holding.seat_nos, holding.prices, holding.tiers or (None,) * len(holding.seat_nos), strict=True
+        )
     ]
     if lines:
         await SQL.add_lines.execute(connection, *map(list, zip(*lines, strict=True)))
@@ -166,8 +171,11 @@ async def record(connection: Connection, sale: Sale, entries: Sequence[Entry]) -
 
 def _holding(sale: Sale, entry: Entry) -> Holding:
     seat_nos, prices = entry.text("seats").split(","), entry.text("prices").split(",")
+    tiers = entry.fields["tiers"].split(",") if "tiers" in entry.fields else []
     if len(seat_nos) != len(prices) or not all(price.isdecimal() for price in prices):
         raise BadEntry(f"{entry.kind}: {prices} are not the prices of {seat_nos}")
+    if tiers and len(tiers) != len(seat_nos):
+        raise BadEntry(f"{entry.kind}: {tiers} are not the tiers of {seat_nos}")
     return Holding(
         reservation_id=entry.id("hold_id"),
         sale_id=sale.sale_id,
@@ -182,6 +190,7 @@ def _holding(sale: Sale, entry: Entry) -> Holding:
         created_at_ms=entry.number("created_at_ms"),
         seat_nos=tuple(seat_nos),
         prices=tuple(map(int, prices)),
+        tiers=tuple([None if tier == "-" else tier for tier in tiers]),
     )
 
 
@@ -231,7 +240,9 @@ def _merge(sale: Sale, row: Reservation | None, hold: seats.Hold) -> Reservation
         # SOLD without its row is PENDING: nobody hears "confirmed" before the commit.
         status="CANCELLED" if ended else "PENDING",
         reason=(hold.reason or "EXPIRED") if ended else None,
-        lines=tuple([Line(line.seat_no, line.price, "ENDED" if ended else "HELD") for line in hold.lines]),
+        lines=tuple(
+            [Line(line.seat_no, line.price, "ENDED" if ended else "HELD", tier=line.tier) for line in hold.lines]
+        ),
         amount=hold.amount,
         created_at=moment(hold.created_at_ms),
         expires_at=moment(hold.expires_at_ms),

@@ -23,16 +23,33 @@ SEATS_MAX: Final = 20
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One seat of a hold, with the price that was frozen when it was held."""
+    """One seat of a hold, with the price and the tier that were frozen when it was held."""
 
     seat_no: str
     price: int
+    tier: str | None = None
 
 
-def _lines(seats: str, prices: str) -> tuple[Line, ...]:
-    """Pair two comma-separated lists."""
-    pairs = zip(seats.split(","), prices.split(","), strict=True)
-    return tuple([Line(seat_no, int(price)) for seat_no, price in pairs])
+def lines_of(seats: str, prices: str, tiers: str = "") -> tuple[Line, ...]:
+    """Pair comma-separated lists; of tiers there is none, or one a seat, `-` for its own price."""
+    seat_nos, price_list = seats.split(","), prices.split(",")
+    tier_list = tiers.split(",") if tiers else ["-"] * len(seat_nos)
+    return tuple(
+        [
+            Line(seat_no, int(price), None if tier == "-" else tier)
+            for seat_no, price, tier in zip(seat_nos, price_list, tier_list, strict=True)
+        ]
+    )
+
+
+def joined_tiers(tiers: Sequence[str | None]) -> str:
+    """The tiers of seats as the store keeps them: nothing when none has one."""
+    return ",".join([tier or "-" for tier in tiers]) if any(tiers) else ""
+
+
+def is_seat_no(text: str) -> bool:
+    """Whether a seat may be called so: what separates lists and lines stands in no seat's number."""
+    return not ("|" in text or "=" in text or "," in text)
 
 
 # --- replies ----------------------------------------------------------------------------------------------------------
@@ -46,6 +63,29 @@ class Held(Reply, frozen=True):
     amount: int
     created_at_ms: int
     prices: tuple[str, ...]
+
+
+class HeldLines(Reply, frozen=True):
+    """The seats and places are held."""
+
+    expires_at_ms: int
+    fence: int
+    amount: int
+    created_at_ms: int
+    seats: str
+    prices: str
+    tiers: str
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """What is held, place for place."""
+        return lines_of(self.seats, self.prices, self.tiers)
+
+
+class LookOn(Reply, frozen=True):
+    """The store has done a bounded part of this request; it is asked the same again, and told where it was."""
+
+    at: str
 
 
 class HoldKnown(Reply, frozen=True):
@@ -71,6 +111,7 @@ class Found(Reply, frozen=True):
     amount: int
     seats: str
     prices: str
+    tiers: str
 
 
 class Extended(Reply, frozen=True):
@@ -98,11 +139,12 @@ class Paying(Reply, frozen=True):
     seats: str
     prices: str
     repeated: int
+    tiers: str = ""
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        """The seats of the hold, each with its price."""
-        return _lines(self.seats, self.prices)
+        """The seats of the hold, each with its price and tier."""
+        return lines_of(self.seats, self.prices, self.tiers)
 
 
 class PaymentEnded(Reply, frozen=True):
@@ -196,6 +238,38 @@ class SeatUnknown(Refusal, frozen=True):
     seat_nos: tuple[str, ...]
 
 
+class OfferUnknown(Refusal, frozen=True):
+    """The sale offers no such area, tier, category or section."""
+
+    names: tuple[str, ...]
+
+    @property
+    def offers(self) -> tuple[tuple[str, str], ...]:
+        """What is unknown: its kind and its name."""
+        return tuple([(kind, name) for kind, _, name in (each.partition(" ") for each in self.names)])
+
+
+class Shortage(msgspec.Struct, frozen=True):
+    """Of an area, a tier, or seats as a whole: how much was asked for, and how much is left."""
+
+    kind: str
+    name: str
+    requested: int
+    available: int
+
+
+class SoldOut(Refusal, frozen=True):
+    """There is not enough left of what this request asks for."""
+
+    shortages: tuple[str, ...]
+
+    @property
+    def lines(self) -> tuple[Shortage, ...]:
+        """Everything that falls short."""
+        rows = [shortage.split(" ", 3) for shortage in self.shortages]
+        return tuple([Shortage(kind, name, int(requested), int(left)) for requested, left, kind, name in rows])
+
+
 class NotAdmitted(Refusal, frozen=True):
     """It is not your turn: your place in line is not active."""
 
@@ -227,12 +301,14 @@ class PaymentRunning(Refusal, frozen=True):
     payment_id: str
 
 
-HeldAnswer = (
-    Held
-    | HoldKnown
+# Why nothing is held.
+NotHeld = (
+    HoldKnown
     | IdempotencyKeyReused
     | SeatTaken
     | SeatUnknown
+    | OfferUnknown
+    | SoldOut
     | LimitReached
     | NotAdmitted
     | SaleNotOpen
@@ -241,6 +317,7 @@ HeldAnswer = (
     | Busy
     | Unavailable
 )
+HeldAnswer = Held | HeldLines | LookOn | NotHeld
 ExtendedAnswer = Extended | ExtensionSpent | HoldEnded | PaymentRunning | IdempotencyKeyReused | NotFound | Unavailable
 ReleasedAnswer = Released | SeatUnknown | HoldEnded | PaymentRunning | IdempotencyKeyReused | NotFound | Unavailable
 PayingAnswer = Paying | PaymentRunning | PaymentEnded | HoldEnded | HoldSold | SlowDown | NotFound | Unavailable
@@ -269,7 +346,7 @@ async def hold(
     fingerprint: str,
     seat_nos: Sequence[str],
     queue_no: int = 0,
-) -> HeldAnswer:
+) -> Held | NotHeld:
     """Hold 1 to 20 seats for one buyer, all of them or none; a seat named twice is held once.
 
     `queue_no` is the buyer's place in line, 0 without one. An id holds once: `HoldKnown` sends the caller to `find`.
@@ -277,7 +354,9 @@ async def hold(
     wanted = tuple(dict.fromkeys(seat_nos))
     if not 0 < len(wanted) <= SEATS_MAX:
         raise ValueError(f"a hold takes 1 to {SEATS_MAX} seats, not {len(wanted)}")
-    return await sales.ask(
+    if strange := tuple([seat_no for seat_no in wanted if not is_seat_no(seat_no)]):
+        return SeatUnknown(strange)
+    held = await sales.ask(
         gate,
         sale,
         HOLD,
@@ -287,6 +366,8 @@ async def hold(
         fingerprint=fingerprint,
         seat_nos=wanted,
     )
+    assert not isinstance(held, HeldLines | LookOn)  # noqa: S101 - only more than names is answered so
+    return held
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
@@ -321,7 +402,7 @@ async def find(gate: Gate, sale: Sale, *, hold_id: str) -> Hold | NotFound | Una
         buyer_id=found.buyer_id,
         state=found.state,
         reason=found.reason or None,
-        lines=_lines(found.seats, found.prices),
+        lines=lines_of(found.seats, found.prices, found.tiers),
         amount=found.amount,
         fence=found.fence,
         queue_no=found.queue_no,
@@ -417,11 +498,15 @@ async def overdue(gate: Gate, sale: Sale, *, most: int) -> Overdue | Unavailable
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """Whose a seat is in Postgres: the hold that bought it with its fence, or nobody's."""
+    """Whose a seat is in Postgres: the hold that bought it with its fence, or nobody's.
+
+    `tier` is that of the seat in the hold which is restored.
+    """
 
     seat_no: str
     hold_id: str | None = None
     fence: int = 0
+    tier: str | None = None
 
 
 async def restore(
@@ -449,5 +534,10 @@ async def restore(
         buyer_id=buyer_id,
         reason=reason,
         goes_next=int(goes_next),
-        claims=tuple([f"{claim.seat_no} {claim.hold_id or '-'} {claim.fence}" for claim in claims]),
+        claims=tuple(
+            [
+                f"{claim.seat_no} {claim.hold_id or '-'} {claim.fence}" + (f"|{claim.tier}" if claim.tier else "")
+                for claim in claims
+            ]
+        ),
     )

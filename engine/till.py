@@ -270,4 +270,5 @@ def holding_of(sale: Sale, reservation_id: str, user_id: str, paying: seats.Payi
         created_at_ms=paying.created_at_ms,
         seat_nos=tuple([line.seat_no for line in paying.lines]),
         prices=tuple([line.price for line in paying.lines]),
+        tiers=tuple([line.tier for line in paying.lines]),
     )

@@ -421,9 +421,8 @@ LEFT JOIN stream_watermarks USING (sale_id)
 WHERE sales.sale_id = $1;
 
 -- name: list_sale_seats
--- The seats of a sale, each with the hold that claims it; those of areas and blocks are kept back like blocked ones.
-SELECT seats.seat_no, seats.price, claim.reservation_id, reservations.fence,
-  seats.blocked OR seats.area IS NOT NULL OR seats.block IS NOT NULL AS blocked
+-- The seats of a sale, each with the hold that claims it.
+SELECT seats.seat_no, seats.price, seats.blocked, claim.reservation_id, reservations.fence
 FROM seats
 LEFT JOIN reservation_seats AS claim
   ON claim.sale_id = seats.sale_id AND claim.seat_no = seats.seat_no AND claim.status = 'CLAIMED'

@@ -215,7 +215,7 @@ FOR UPDATE OF restores SKIP LOCKED;
 
 -- name: find_all_lines
 -- Every seat that these reservations ever had.
-SELECT reservation_id, seat_no
+SELECT reservation_id, seat_no, tier
 FROM reservation_seats
 WHERE reservation_id = ANY ($1::uuid[])
 ORDER BY reservation_id, seat_no;

@@ -117,8 +117,8 @@ FROM (
 WHERE balances.user_id = freed.user_id;
 
 -- name: list_seats
--- The seats of a sale after this one, by number. Those of areas and blocks are kept back from everybody who names a seat.
-SELECT seat_no, price, blocked OR area IS NOT NULL OR block IS NOT NULL AS blocked
+-- The seats and places of a sale after this one, by number.
+SELECT seat_no, price, blocked
 FROM seats
 WHERE sale_id = $1
   AND seat_no > $2
@@ -164,6 +164,7 @@ SELECT
   reservations.amount,
   lines.seat_nos,
   lines.prices,
+  lines.tiers,
   coalesce(over.payment_ids, '{}') AS ended_payment_ids,
   floor(extract(epoch FROM coalesce(reservations.ended_at, reservations.confirmed_at)) * 1000)::bigint AS ended_at_ms,
   reservations.status <> 'CONFIRMED' OR reservations.confirmed_at > now() - make_interval(secs => $2) AS remembered
@@ -173,7 +174,10 @@ LEFT JOIN payments AS live
   ON live.reservation_id = reservations.reservation_id
   AND live.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
 CROSS JOIN LATERAL (
-  SELECT array_agg(seat_no ORDER BY seat_no) AS seat_nos, array_agg(price ORDER BY seat_no) AS prices
+  SELECT
+    array_agg(seat_no ORDER BY seat_no) AS seat_nos,
+    array_agg(price ORDER BY seat_no) AS prices,
+    array_agg(tier ORDER BY seat_no) AS tiers
   FROM reservation_seats AS lines
   WHERE lines.reservation_id = reservations.reservation_id
     AND (

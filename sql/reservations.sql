@@ -23,9 +23,10 @@ RETURNING reservation_id;
 
 -- name: add_lines
 -- The seats of rows that were just added.
-INSERT INTO reservation_seats (reservation_id, seat_no, sale_id, price, status)
-SELECT line.reservation_id, line.seat_no, line.sale_id, line.price, 'HELD'
-FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::bigint[]) AS line (reservation_id, seat_no, sale_id, price)
+INSERT INTO reservation_seats (reservation_id, seat_no, sale_id, price, tier, status)
+SELECT line.reservation_id, line.seat_no, line.sale_id, line.price, line.tier, 'HELD'
+FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::bigint[], $5::text[])
+  AS line (reservation_id, seat_no, sale_id, price, tier)
 ORDER BY line.reservation_id, line.seat_no;
 
 -- name: lock_reservations
@@ -116,7 +117,8 @@ SELECT
     SELECT coalesce(
       jsonb_agg(
         jsonb_build_object(
-          'seat_no', lines.seat_no, 'price', lines.price, 'status', lines.status, 'ticket_no', tickets.ticket_no
+          'seat_no', lines.seat_no, 'price', lines.price, 'tier', lines.tier, 'status', lines.status,
+          'ticket_no', tickets.ticket_no
         ) ORDER BY lines.seat_no
       ), '[]'
     )
@@ -148,7 +150,8 @@ SELECT
     SELECT coalesce(
       jsonb_agg(
         jsonb_build_object(
-          'seat_no', lines.seat_no, 'price', lines.price, 'status', lines.status, 'ticket_no', tickets.ticket_no
+          'seat_no', lines.seat_no, 'price', lines.price, 'tier', lines.tier, 'status', lines.status,
+          'ticket_no', tickets.ticket_no
         ) ORDER BY lines.seat_no
       ), '[]'
     )

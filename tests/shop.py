@@ -223,6 +223,13 @@ class Shop:
 
     # What a test looks at ------------------------------------------------------------------------------------------
 
+    async def set_price(self, seat_no: str, price: int) -> None:
+        """Let a seat cost this from now on, in Redis."""
+        key = (await self.sale()).keys.prices
+        record: bytes = await self.stores.redis.execute_command("HGET", key, seat_no)
+        changed = f"{price}|{record.decode().partition('|')[2]}"
+        await self.stores.redis.execute_command("HSET", key, seat_no, changed)
+
     async def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         """What Postgres answers, as plain tuples."""
         return [tuple(row) for row in await self.stores.postgres.fetch(sql, *arguments)]

@@ -34,12 +34,18 @@ class SaleKeys:
 
     @cached_property
     def prices(self) -> str:
-        """Hash: seat_no -> price in minor units. A seat that is not here does not exist."""
+        """Hash: seat_no -> price in minor units, in a sale with a floor the record that ``lua/shared/hall.lua`` names.
+
+        A seat that is not here does not exist.
+        """
         return self._key("prices")
 
     @cached_property
     def seats(self) -> str:
-        """Hash: seat_no -> ``state hold_id fence``; a seat that is not here is FREE, one kept back ``BLOCKED - 0``."""
+        """Hash: seat_no -> ``state hold_id fence``; a seat that is not here is FREE.
+
+        One kept back is ``BLOCKED - 0``, one that the waiting list has ``BLOCKED list 0``.
+        """
         return self._key("seats")
 
     @cached_property
@@ -49,7 +55,7 @@ class SaleKeys:
 
     @cached_property
     def deadlines(self) -> str:
-        """Sorted set: hold_id of every HELD hold, scored by the millisecond it expires."""
+        """Sorted set: hold_id of every HELD hold, scored by the millisecond its seats become free."""
         return self._key("deadlines")
 
     @cached_property
@@ -66,6 +72,66 @@ class SaleKeys:
     def buyers(self) -> str:
         """Hash: buyer_id -> ``sold ended hold_id,hold_id…``: seats bought, holds ended lately, holds not ended."""
         return self._key("buyers")
+
+    @cached_property
+    def map_changes(self) -> str:
+        """Sorted set: seat_no of each seat of the map that ever changed, scored by the version of its last change."""
+        return self._key("map_changes")
+
+    @cached_property
+    def tiers(self) -> str:
+        """Hash: ``tier|category_no`` -> ``price|max``; an empty max is no cap."""
+        return self._key("tiers")
+
+    @cached_property
+    def tier_counts(self) -> str:
+        """Hash: ``tier|category_no`` -> seats held, being paid and sold in this tier."""
+        return self._key("tier_counts")
+
+    @cached_property
+    def blocks(self) -> str:
+        """Hash: block_no -> ``code hash|channel|opens_at_ms|closes_at_ms``; one of the first two is empty."""
+        return self._key("blocks")
+
+    @cached_property
+    def areas(self) -> str:
+        """Hash: area -> ``area_no|category_no|block_no|quantity``."""
+        return self._key("areas")
+
+    @cached_property
+    def places(self) -> str:
+        """Sorted set: seat_no of every free place in an area, scored by area_no * 10^7 + number."""
+        return self._key("places")
+
+    @cached_property
+    def units(self) -> str:
+        """Hash: unit_no -> ``section|row|category_no|block_no|first_position|first_number|length``; best first."""
+        return self._key("units")
+
+    @cached_property
+    def floor(self) -> str:
+        """String: one byte a position, F free, A free and accessible, T neither."""
+        return self._key("floor")
+
+    @cached_property
+    def bounds(self) -> str:
+        """String: one byte a unit, 64 + the longest free run it may have (60 at most), 128 more in a block."""
+        return self._key("bounds")
+
+    @cached_property
+    def sections(self) -> str:
+        """Hash: section -> its unit_nos as ``first-last,first-last…``."""
+        return self._key("sections")
+
+    @cached_property
+    def categories(self) -> str:
+        """Hash: category -> its unit_nos as ``first-last,first-last…``."""
+        return self._key("categories")
+
+    @cached_property
+    def freed(self) -> str:
+        """Sorted set: seat_no of what was freed while the sale has a waiting list, scored by the millisecond."""
+        return self._key("freed")
 
     @cached_property
     def waiting(self) -> str:

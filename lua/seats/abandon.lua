@@ -8,14 +8,22 @@
 --   sale
 --   streams
 --   holds
+--   hall
 -- KEYS
 --   sale            hash    the sale's terms and counters
 --   seats           hash    seat_no -> state hold_id fence
 --   holds           hash    hold_id -> record
---   deadlines       zset    hold_id of what is HELD, scored by the millisecond it expires
+--   deadlines       zset    hold_id of what is HELD, scored by the millisecond its seats are free
 --   paying          zset    hold_id of what is PAYING, scored by its pay deadline
 --   ended           zset    hold_id of what ended or was sold, scored by the millisecond it did
 --   buyers          hash    buyer_id -> sold ended hold_id,hold_id…
+--   prices          hash    seat_no -> price, or its record
+--   map_changes     zset    seat_no, scored by the map_version of its last change
+--   floor           string  a byte a position
+--   bounds          string  a byte a unit
+--   places          zset    free places of areas
+--   tier_counts     hash    tier|category_no -> held, being paid and sold
+--   freed           zset    what the waiting list has
 --   outbox          stream  abandoned
 -- ARGV
 --   epoch
@@ -31,7 +39,7 @@
 --   sale_rebuilding
 --
 -- Safe to repeat: a payment that was abandoned learns where its hold stands now.
-local outbox = KEYS[8]
+local outbox = KEYS[15]
 local epoch = ARGV[1]
 local hold_id = ARGV[2]
 local fence = ARGV[3]
@@ -65,7 +73,7 @@ if to == "held" then
   set_seats(hold_id, hold, "HELD")
   keep_hold(hold_id, hold)
   redis.call("ZREM", paying, hold_id)
-  redis.call("ZADD", deadlines, hold.expires_at_ms, hold_id)
+  redis.call("ZADD", deadlines, free_at_ms(hold_id, hold), hold_id)
 else
   n = next_number("outbox", "map_version")
   end_hold(hold_id, hold, "EXPIRED")

@@ -9,14 +9,22 @@
 --   streams
 --   room
 --   holds
+--   hall
 -- KEYS
 --   sale            hash    the sale's terms and counters
 --   seats           hash    seat_no -> state hold_id fence
 --   holds           hash    hold_id -> record
---   deadlines       zset    hold_id of what is HELD, scored by the millisecond it expires
+--   deadlines       zset    hold_id of what is HELD, scored by the millisecond its seats are free
 --   paying          zset    hold_id of what is PAYING, scored by its pay deadline
 --   ended           zset    hold_id of what ended or was sold, scored by the millisecond it did
 --   buyers          hash    buyer_id -> sold ended hold_id,hold_id…
+--   prices          hash    seat_no -> price, or its record
+--   map_changes     zset    seat_no, scored by the map_version of its last change
+--   floor           string  a byte a position
+--   bounds          string  a byte a unit
+--   places          zset    free places of areas
+--   tier_counts     hash    tier|category_no -> held, being paid and sold
+--   freed           zset    what the waiting list has
 --   outbox          stream  confirmed
 --   tokens          hash    owner -> called token
 --   active          zset    owner of each ACTIVE token
@@ -36,11 +44,11 @@
 --   sale_rebuilding
 --
 -- Safe to repeat: the same payment again gets its first number; 0 where a rebuilt sale no longer knows it.
-local outbox = KEYS[8]
-local tokens = KEYS[9]
-local active = KEYS[10]
-local ended_tokens = KEYS[11]
-local ended_tokens_at = KEYS[12]
+local outbox = KEYS[15]
+local tokens = KEYS[16]
+local active = KEYS[17]
+local ended_tokens = KEYS[18]
+local ended_tokens_at = KEYS[19]
 local epoch = ARGV[1]
 local hold_id = ARGV[2]
 local fence = ARGV[3]
@@ -64,6 +72,8 @@ end
 -- Change.
 local n = next_number("outbox", "map_version")
 set_seats(hold_id, hold, "SOLD")
+local seat_nos = split(hold.seats)
+tell_changes(seat_nos, read_seats(seat_nos))
 sell_record(hold_id, hold, n)
 if hold.queue_no ~= "0" then
   end_token(tokens, active, ended_tokens, ended_tokens_at, hold.buyer_id, hold.queue_no, "PROCESSED")

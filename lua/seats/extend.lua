@@ -10,7 +10,7 @@
 --   sale            hash    the sale's terms and counters
 --   seats           hash    seat_no -> state hold_id fence
 --   holds           hash    hold_id -> record
---   deadlines       zset    hold_id of what is HELD, scored by the millisecond it expires
+--   deadlines       zset    hold_id of what is HELD, scored by the millisecond its seats are free
 --   paying          zset    hold_id of what is PAYING, scored by its pay deadline
 --   ended           zset    hold_id of what ended or was sold, scored by the millisecond it did
 --   buyers          hash    buyer_id -> sold ended hold_id,hold_id…
@@ -77,7 +77,7 @@ local n = next_number("journal")
 hold.expires_at_ms = expires_at_ms
 hold.extensions = with(hold.extensions, extension_id .. ":" .. fingerprint)
 keep_hold(hold_id, hold)
-redis.call("ZADD", deadlines, expires_at_ms, hold_id)
+redis.call("ZADD", deadlines, free_at_ms(hold_id, hold), hold_id)
 if hold.queue_no ~= "0" then
   enter_or_renew(tokens, active, buyer_id, hold.queue_no)
 end

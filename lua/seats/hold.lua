@@ -1,5 +1,5 @@
 #!lua
--- Hold seats for one buyer: all of them, or none.
+-- Hold seats, and places in areas, for one buyer: all of them, or none.
 --
 -- A seat of a lapsed hold is taken over at once: first that whole hold ends, with an entry of its own. While the room
 -- is on, the buyer's token must be ACTIVE under the number presented; the first hold enters it, each one renews it.
@@ -9,18 +9,29 @@
 --   streams
 --   room
 --   holds
+--   hall
+--   wish
 -- KEYS
 --   sale          hash    the sale's terms and counters
 --   seats         hash    seat_no -> state hold_id fence
 --   holds         hash    hold_id -> record
---   deadlines     zset    hold_id of what is HELD, scored by the millisecond it expires
+--   deadlines     zset    hold_id of what is HELD, scored by the millisecond its seats are free
 --   paying        zset    hold_id of what is PAYING
 --   ended         zset    hold_id of what ended or was sold
 --   buyers        hash    buyer_id -> sold ended hold_id,hold_id…
---   prices        hash    seat_no -> price
+--   prices        hash    seat_no -> price, or its record
+--   map_changes   zset    seat_no, scored by the map_version of its last change
+--   floor         string  a byte a position
+--   bounds        string  a byte a unit
+--   places        zset    free places of areas
+--   tier_counts   hash    tier|category_no -> held, being paid and sold
+--   freed         zset    what the waiting list has
+--   tiers         hash    tier|category_no -> price|max
+--   blocks        hash    block_no -> for whom and when
 --   journal       stream  expired for each hold taken over, held
 --   tokens        hash    owner -> called token
 --   active        zset    owner of each ACTIVE token
+--   areas         hash    area -> area_no|category_no|block_no|quantity
 -- ARGV
 --   epoch
 --   hold_id
@@ -30,10 +41,14 @@
 --   seat_nos...
 -- RETURNS
 --   held                    expires_at_ms fence amount created_at_ms prices...
+--   held_lines              expires_at_ms fence amount created_at_ms seats prices tiers
 --   hold_known              state
 --   idempotency_key_reused
 --   seat_taken              conflicts...
 --   seat_unknown            seat_nos...
+--   offer_unknown           names...
+--   sold_out                shortages...
+--   look_on                 at
 --   limit_reached           limit have
 --   not_admitted
 --   sale_not_open           opens_at_ms
@@ -44,11 +59,10 @@
 --   stale_epoch             epoch
 --   sale_rebuilding
 --
--- Safe to repeat: an id holds once. The same request again learns the state of its hold.
-local prices = KEYS[8]
-local journal = KEYS[9]
-local tokens = KEYS[10]
-local active = KEYS[11]
+-- A seat is "seat_no" or "seat_no|tier"; places are "=area|quantity|tier"; a first "==code hash|channel" is what the
+-- buyer shows of blocks. Who is told to look on asks the same again. Safe to repeat: an id holds once, and the same
+-- request again learns the state of its hold.
+local areas = KEYS[20]
 local epoch = ARGV[1]
 local hold_id = ARGV[2]
 local buyer_id = ARGV[3]
@@ -67,58 +81,43 @@ if known then
   end
   return { "hold_known", (state_of(known)) }
 end
-if now_ms < term("opens_at_ms") then
-  return { "sale_not_open", sale.opens_at_ms }
-end
-if term("closes_at_ms") > 0 and now_ms >= term("closes_at_ms") then
-  return { "sale_closed" }
-end
-if backlogged() then
-  return { "busy", 1000 }
-end
-local token, token_deadline_ms
-if room_is_on() then
-  token, token_deadline_ms = active_token(tokens, active, buyer_id, queue_no)
-  if not token then
-    return { "not_admitted" }
-  end
-else
-  queue_no = "0"
-end
-local buyer = find_buyer(buyer_id)
-local open = split(buyer.open)
-if buyer.ended + #open >= ENDED_MAX then
-  -- Spread evenly, one of them is forgotten in every hundredth of the window.
-  return { "slow_down", math.ceil(term("repeat_window_ms") / ENDED_MAX) }
-end
+local wish = read_wish(seat_nos)
+seat_nos = wish.seat_nos
+local early = wish.access ~= "" and now_ms < term("opens_at_ms") -- a block may open before its sale
+local refused, buyer = judge_buyer(buyer_id, queue_no, early)
+if refused then return refused end
 
-local price_list = redis.call("HMGET", prices, unpack(seat_nos))
-local unknown, amount = {}, 0
+local price_list = #seat_nos > 0 and redis.call("HMGET", prices, unpack(seat_nos)) or {}
+local found = sale.has_floor == "1" and {} or nil
+local unknown, conflicts, lapsed = {}, {}, {}
 for at, seat_no in ipairs(seat_nos) do
-  if price_list[at] then
-    amount = amount + tonumber(price_list[at])
-  else
+  if found and price_list[at] then
+    found[at] = parse_seat(price_list[at])
+  end
+  if not price_list[at] or found and found[at].kind == "P" then -- places are picked, not named
     unknown[#unknown + 1] = seat_no
   end
 end
 if #unknown > 0 then
   return { "seat_unknown", unpack(unknown) }
 end
+refused = not wish.is_plain and judge_offer(wish, found, early, areas, conflicts)
+if refused then return refused end
 
 -- Every hold that matters in one read: those that stand on the seats, and the buyer's own where there is a limit.
-local limit = term("per_buyer_max")
-local standing = redis.call("HMGET", seats, unpack(seat_nos))
-local hold_ids = limit > 0 and split(buyer.open) or {}
+local hold_ids = term("per_buyer_max") > 0 and { unpack(buyer.open) } or {}
+local standing = #seat_nos > 0 and redis.call("HMGET", seats, unpack(seat_nos)) or {}
 for at = 1, #seat_nos do
   hold_ids[#hold_ids + 1] = standing[at] and string.match(standing[at], " (%S+) ") or nil
 end
 local others = find_holds(hold_ids)
-local conflicts, lapsed = {}, {}
 for at, seat_no in ipairs(seat_nos) do
-  if standing[at] then
+  if found and not is_open(found[at].block_no, wish.access) then
+    conflicts[#conflicts + 1] = seat_no .. " blocked"
+  elseif standing[at] then
     local state, other_id = string.match(standing[at], "(%u+) (%S+)")
     local other = others[other_id]
-    if other and has_lapsed(other) then
+    if other and is_up_for_taking(other_id, other) then
       lapsed[#lapsed + 1] = other_id
     else
       local yours = other and other.buyer_id == buyer_id
@@ -129,14 +128,15 @@ end
 if #conflicts > 0 then
   return { "seat_taken", unpack(conflicts) }
 end
-if limit > 0 then
-  local have = buyer.sold
-  for _, open_id in ipairs(open) do
-    have = have + (has_lapsed(others[open_id]) and 0 or #split(others[open_id].seats))
-  end
-  if have + #seat_nos > limit then
-    return { "limit_reached", limit, have }
-  end
+refused = judge_limit(buyer, #seat_nos + wish.places, others)
+if refused then return refused end
+if wish.places > 0 then
+  refused = pick_places(wish, found)
+  if refused then return refused end
+end
+if found then
+  refused, price_list = price_lines(found, wish.tiers)
+  if refused then return refused end
 end
 
 -- Change.
@@ -145,33 +145,9 @@ for _, other_id in ipairs(lapsed) do
     expire_hold(journal, other_id, others[other_id])
   end
 end
-if #lapsed > 0 then
-  buyer = find_buyer(buyer_id) -- one of them may have been this buyer's own
+local lines = { seat_nos = seat_nos, prices = price_list, tiers = wish.tiers, found = found }
+local hold = hold_seats(hold_id, buyer, fingerprint, lines, #lapsed > 0)
+if wish.is_plain then
+  return { "held", hold.expires_at_ms, hold.fence, hold.amount, now_ms, unpack(price_list) }
 end
-local n = next_number("journal", "fence", "map_version")
-local hold = {
-  state = "HELD",
-  buyer_id = buyer_id,
-  fence = text(sale.fence),
-  queue_no = queue_no,
-  fingerprint = fingerprint,
-  created_at_ms = text(now_ms),
-  expires_at_ms = text(now_ms + term("hold_ms")),
-  amount = amount,
-  seats = table.concat(seat_nos, ","),
-  prices = table.concat(price_list, ","),
-}
-set_seats(hold_id, hold, "HELD")
-keep_hold(hold_id, hold)
-redis.call("ZADD", deadlines, hold.expires_at_ms, hold_id)
-buyer.open = with(buyer.open, hold_id)
-keep_buyer(buyer_id, buyer)
-if token then
-  renew_token(tokens, active, buyer_id, token, token_deadline_ms)
-end
-append(
-  journal, n, "held", "hold_id", hold_id, "buyer_id", buyer_id, "fence", hold.fence, "queue_no", queue_no,
-  "fingerprint", fingerprint, "seats", hold.seats, "prices", hold.prices, "amount", amount,
-  "created_at_ms", now_ms, "expires_at_ms", hold.expires_at_ms
-)
-return { "held", hold.expires_at_ms, hold.fence, amount, now_ms, unpack(price_list) }
+return { "held_lines", hold.expires_at_ms, hold.fence, hold.amount, now_ms, hold.seats, hold.prices, hold.tiers }

@@ -9,7 +9,7 @@
 --   sale            hash    the sale's terms and counters
 --   seats           hash    seat_no -> state hold_id fence
 --   holds           hash    hold_id -> record
---   deadlines       zset    hold_id of what is HELD, scored by the millisecond it expires
+--   deadlines       zset    hold_id of what is HELD, scored by the millisecond its seats are free
 --   paying          zset    hold_id of what is PAYING, scored by its pay deadline
 --   ended           zset    hold_id of what ended or was sold, scored by the millisecond it did
 --   buyers          hash    buyer_id -> sold ended hold_id,hold_id…

@@ -10,7 +10,7 @@
 --   sale            hash    the sale's terms and counters
 --   seats           hash    seat_no -> state hold_id fence
 --   holds           hash    hold_id -> record
---   deadlines       zset    hold_id of what is HELD, scored by the millisecond it expires
+--   deadlines       zset    hold_id of what is HELD, scored by the millisecond its seats are free
 --   paying          zset    hold_id of what is PAYING, scored by its pay deadline
 --   ended           zset    hold_id of what ended or was sold, scored by the millisecond it did
 --   buyers          hash    buyer_id -> sold ended hold_id,hold_id…
@@ -22,7 +22,7 @@
 --   buyer_id
 --   payment_id
 -- RETURNS
---   paying                  fence amount pay_deadline_ms created_at_ms expires_at_ms queue_no fingerprint seats prices repeated
+--   paying                  fence amount pay_deadline_ms created_at_ms expires_at_ms queue_no fingerprint seats prices repeated tiers
 --   payment_running         payment_id
 --   payment_ended
 --   hold_ended              reason
@@ -80,5 +80,5 @@ if not repeated then
 end
 return {
   "paying", hold.fence, hold.amount, hold.pay_deadline_ms, hold.created_at_ms, hold.expires_at_ms, hold.queue_no,
-  hold.fingerprint, hold.seats, hold.prices, repeated and 1 or 0,
+  hold.fingerprint, hold.seats, hold.prices, repeated and 1 or 0, hold.tiers,
 }

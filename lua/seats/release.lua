@@ -6,14 +6,22 @@
 --   streams
 --   room
 --   holds
+--   hall
 -- KEYS
 --   sale            hash    the sale's terms and counters
 --   seats           hash    seat_no -> state hold_id fence
 --   holds           hash    hold_id -> record
---   deadlines       zset    hold_id of what is HELD, scored by the millisecond it expires
+--   deadlines       zset    hold_id of what is HELD, scored by the millisecond its seats are free
 --   paying          zset    hold_id of what is PAYING, scored by its pay deadline
 --   ended           zset    hold_id of what ended or was sold, scored by the millisecond it did
 --   buyers          hash    buyer_id -> sold ended hold_id,hold_id…
+--   prices          hash    seat_no -> price, or its record
+--   map_changes     zset    seat_no, scored by the map_version of its last change
+--   floor           string  a byte a position
+--   bounds          string  a byte a unit
+--   places          zset    free places of areas
+--   tier_counts     hash    tier|category_no -> held, being paid and sold
+--   freed           zset    what the waiting list has
 --   journal         stream  released
 --   tokens          hash    owner -> called token
 --   active          zset    owner of each ACTIVE token
@@ -36,9 +44,9 @@
 --   sale_rebuilding
 --
 -- Safe to repeat: the hold remembers its releases, and a late copy frees nothing.
-local journal = KEYS[8]
-local tokens = KEYS[9]
-local active = KEYS[10]
+local journal = KEYS[15]
+local tokens = KEYS[16]
+local active = KEYS[17]
 local epoch = ARGV[1]
 local hold_id = ARGV[2]
 local buyer_id = ARGV[3]
@@ -88,7 +96,7 @@ hold.releases = with(hold.releases, release_id .. ":" .. fingerprint)
 if whole then
   end_hold(hold_id, hold, "USER")
 else
-  redis.call("HDEL", seats, unpack(seat_nos))
+  free_seats(seat_nos, tiers_of(hold, seat_nos))
   drop_seats(hold, seat_nos)
   keep_hold(hold_id, hold)
 end

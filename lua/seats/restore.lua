@@ -10,14 +10,22 @@
 --   streams
 --   room
 --   holds
+--   hall
 -- KEYS
 --   sale            hash    the sale's terms and counters
 --   seats           hash    seat_no -> state hold_id fence
 --   holds           hash    hold_id -> record
---   deadlines       zset    hold_id of what is HELD, scored by the millisecond it expires
+--   deadlines       zset    hold_id of what is HELD, scored by the millisecond its seats are free
 --   paying          zset    hold_id of what is PAYING, scored by its pay deadline
 --   ended           zset    hold_id of what ended or was sold, scored by the millisecond it did
 --   buyers          hash    buyer_id -> sold ended hold_id,hold_id…
+--   prices          hash    seat_no -> price, or its record
+--   map_changes     zset    seat_no, scored by the map_version of its last change
+--   floor           string  a byte a position
+--   bounds          string  a byte a unit
+--   places          zset    free places of areas
+--   tier_counts     hash    tier|category_no -> held, being paid and sold
+--   freed           zset    what the waiting list has
 --   outbox          stream  restored
 --   journal         stream  expired for each hold in the way, returned
 --   waiting         zset    owner -> queue_no of who waits
@@ -40,15 +48,16 @@
 --   stale_epoch             epoch
 --   sale_rebuilding
 --
--- A claim is "seat_no hold_id fence", or "seat_no - 0" for a seat that nobody claims; all seats of the hold are named.
+-- A claim is "seat_no hold_id fence", or "seat_no - 0" for a seat that nobody claims, and "|tier" after it where this
+-- hold had the seat in a tier; all seats of the hold are named.
 -- Safe to repeat: what is as it should be is left alone, and then there is no entry. The record may be forgotten.
-local outbox = KEYS[8]
-local journal = KEYS[9]
-local waiting = KEYS[10]
-local tokens = KEYS[11]
-local returned = KEYS[12]
-local ended_tokens = KEYS[13]
-local ended_tokens_at = KEYS[14]
+local outbox = KEYS[15]
+local journal = KEYS[16]
+local waiting = KEYS[17]
+local tokens = KEYS[18]
+local returned = KEYS[19]
+local ended_tokens = KEYS[20]
+local ended_tokens_at = KEYS[21]
 local epoch = ARGV[1]
 local hold_id = ARGV[2]
 local fence = ARGV[3]
@@ -66,9 +75,10 @@ if hold and (hold.fence ~= fence or hold.state == "ENDED") then
   hold = nil
 end
 local this = hold_id .. " " .. fence
-local free, sold, gone, others, won = {}, {}, {}, {}, 0
+local free, sold, values, gone, gone_tiers, others, won, won_tiers = {}, {}, {}, {}, {}, {}, {}, {}
 for _, claim in ipairs(claims) do
-  local seat_no, claimant = string.match(claim, "^(.+) (%S+ %d+)$")
+  local seat_no, claimant, tier = string.match(claim, "^([^|]+) (%S+ %d+)|?(.*)$")
+  tier = tier == "" and "-" or tier
   local standing = redis.call("HGET", seats, seat_no) or "FREE - 0"
   local state, holder = string.match(standing, "^(%u+) (.+)$")
   local wanted = claimant == "- 0" and "FREE - 0" or "SOLD " .. claimant
@@ -79,19 +89,20 @@ for _, claim in ipairs(claims) do
       free[#free + 1] = seat_no
     else
       sold[#sold + 1] = seat_no
-      sold[#sold + 1] = wanted
+      values[#values + 1] = seat_no
+      values[#values + 1] = wanted
     end
     if claimant == this then
-      won = won + 1
+      won[#won + 1], won_tiers[#won + 1] = seat_no, tier
     elseif is_this then
-      gone[#gone + 1] = seat_no
+      gone[#gone + 1], gone_tiers[#gone + 1] = seat_no, tier
     end
     if state == "HELD" and not is_this then
       others[#others + 1] = string.match(holder, "%S+")
     end
   end
 end
-local count = #free + #sold / 2
+local count = #free + #sold
 if count == 0 then
   return hold and { "restored", 0 } or { "hold_unknown" }
 end
@@ -109,14 +120,16 @@ if goes_next == "1" and hold then
   )
 end
 local n = next_number("outbox", "map_version")
-if #free > 0 then
-  redis.call("HDEL", seats, unpack(free))
-end
+free_seats(free)
 if #sold > 0 then
-  redis.call("HSET", seats, unpack(sold))
+  redis.call("HSET", seats, unpack(values))
+  occupy(sold, read_seats(sold))
 end
+-- Of a record that ended or is forgotten nobody else knows the tiers.
+count_tiers(read_seats(gone), hold and tiers_of(hold, gone) or not hold and gone_tiers, -1)
+count_tiers(read_seats(won), not hold and won_tiers, 1)
 if not hold then
-  count_sold(buyer_id, won - #gone)
+  count_sold(buyer_id, #won - #gone)
 elseif #gone == #split(hold.seats) then
   end_record(hold_id, hold, reason)
 else
@@ -124,7 +137,7 @@ else
     count_sold(buyer_id, -#gone)
   end
   drop_seats(hold, gone)
-  if won > 0 and hold.state ~= "SOLD" then
+  if #won > 0 and hold.state ~= "SOLD" then
     sell_record(hold_id, hold, 0) -- Postgres has it
   else
     keep_hold(hold_id, hold)

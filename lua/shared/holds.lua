@@ -1,4 +1,4 @@
--- A hold's record, what is kept of its buyer, and the one way in which a hold ends.
+-- A hold's record, and what is kept of its buyer. How seats are taken and freed is in hall.
 --
 -- RECORD, a field of `holds`: these joined by |, lists inside by ,
 --   state                        HELD | PAYING | SOLD | ENDED
@@ -11,6 +11,7 @@
 --   amount seats prices          what it holds, or held when it ended
 --   extensions releases          id:fingerprint of each, so that a late copy does nothing
 --   payments                     ids of payments that have ended
+--   tiers                        of the seats, in their order, - for a seat at its own price; nothing when all are
 --
 -- A seat stands under the hold that lists it for as long as that hold is HELD, PAYING or SOLD.
 --
@@ -24,9 +25,10 @@ local buyers = KEYS[7]
 
 local FIELDS = {
   "state", "buyer_id", "fence", "queue_no", "fingerprint", "created_at_ms", "expires_at_ms", "payment_id",
-  "pay_deadline_ms", "reason", "sold_n", "amount", "seats", "prices", "extensions", "releases", "payments",
+  "pay_deadline_ms", "reason", "sold_n", "amount", "seats", "prices", "extensions", "releases", "payments", "tiers",
 }
-local RECORD = string.rep("([^|]*)|", #FIELDS - 1) .. "([^|]*)"
+-- A record of the time before tiers ends one field earlier.
+local RECORD = string.rep("([^|]*)|", #FIELDS - 2) .. "([^|]*)|?([^|]*)"
 
 -- At most this many holds that ended within the repeat window are remembered of one buyer; those still running
 -- count, because each of them will end.
@@ -114,7 +116,8 @@ local function keep_hold(hold_id, hold)
     .. hold.fingerprint .. "|" .. hold.created_at_ms .. "|" .. hold.expires_at_ms .. "|"
     .. (hold.payment_id or "") .. "|" .. (hold.pay_deadline_ms or "0") .. "|" .. (hold.reason or "") .. "|"
     .. (hold.sold_n or "0") .. "|" .. hold.amount .. "|" .. hold.seats .. "|" .. hold.prices .. "|"
-    .. (hold.extensions or "") .. "|" .. (hold.releases or "") .. "|" .. (hold.payments or "")
+    .. (hold.extensions or "") .. "|" .. (hold.releases or "") .. "|" .. (hold.payments or "") .. "|"
+    .. (hold.tiers or "")
   redis.call("HSET", holds, hold_id, record)
 end
 
@@ -128,6 +131,22 @@ local function state_of(hold)
     return "ENDED", "EXPIRED"
   end
   return hold.state, hold.reason
+end
+
+-- When the seats of a hold become free if nobody buys them: at its deadline or, where the sale releases them by and by,
+-- up to the jitter later. Its buyer can tell neither the fence nor, from it, the moment.
+local function free_at_ms(hold_id, hold)
+  local jitter_ms = term("release_jitter_ms")
+  if jitter_ms == 0 then
+    return hold.expires_at_ms
+  end
+  local drawn = (tonumber(string.sub(hold_id, -7), 16) or 0) + tonumber(hold.fence) % 1000003 * 7919
+  return text(tonumber(hold.expires_at_ms) + drawn % (jitter_ms + 1))
+end
+
+-- Whether somebody else may take the seats of this hold: not while a waiting list has the first claim on them.
+local function is_up_for_taking(hold_id, hold)
+  return has_lapsed(hold) and tonumber(free_at_ms(hold_id, hold)) <= now_ms and sale.waiting_list ~= "1"
 end
 
 -- Put every seat of a hold into one state.
@@ -165,61 +184,6 @@ local function count_sold(buyer_id, by)
   local buyer = find_buyer(buyer_id)
   buyer.sold = math.max(0, buyer.sold + by)
   keep_buyer(buyer_id, buyer)
-end
-
--- Endings --------------------------------------------------------------------------------------------------------
-
--- Take seats out of a hold that keeps others.
-local function drop_seats(hold, seat_nos)
-  local dropped, price_list = table.concat(seat_nos, ","), split(hold.prices)
-  local kept_seats, kept_prices, amount = {}, {}, 0
-  for at, seat_no in ipairs(split(hold.seats)) do
-    if not includes(dropped, seat_no) then
-      kept_seats[#kept_seats + 1] = seat_no
-      kept_prices[#kept_prices + 1] = price_list[at]
-      amount = amount + tonumber(price_list[at])
-    end
-  end
-  hold.seats, hold.prices, hold.amount = table.concat(kept_seats, ","), table.concat(kept_prices, ","), amount
-end
-
--- All of a sale but its seats; `n` is the number of its entry, 0 when Postgres has it already.
-local function sell_record(hold_id, hold, n)
-  local buyer = find_buyer(hold.buyer_id)
-  buyer.sold, buyer.open = buyer.sold + #split(hold.seats), without(buyer.open, hold_id)
-  keep_buyer(hold.buyer_id, buyer)
-  redis.call("ZREM", hold.state == "HELD" and deadlines or paying, hold_id)
-  redis.call("ZADD", ended, now_ms, hold_id)
-  hold.state, hold.sold_n = "SOLD", n
-  keep_hold(hold_id, hold)
-end
-
--- All of an ending but its seats: the record stays for the repeat window, and what it counted for counts no more.
-local function end_record(hold_id, hold, reason)
-  local buyer = find_buyer(hold.buyer_id)
-  if hold.state == "SOLD" then
-    buyer.sold = buyer.sold - #split(hold.seats)
-  else
-    redis.call("ZREM", hold.state == "HELD" and deadlines or paying, hold_id)
-    buyer.open = without(buyer.open, hold_id)
-  end
-  buyer.ended = buyer.ended + 1
-  keep_buyer(hold.buyer_id, buyer)
-  redis.call("ZADD", ended, now_ms, hold_id)
-  hold.state, hold.reason = "ENDED", reason
-  keep_hold(hold_id, hold)
-end
-
-local function end_hold(hold_id, hold, reason)
-  redis.call("HDEL", seats, unpack(split(hold.seats)))
-  end_record(hold_id, hold, reason)
-end
-
--- A lapsed hold ends whole, with a number and an entry of its own, whoever found it.
-local function expire_hold(journal, hold_id, hold)
-  local n = next_number("journal", "map_version")
-  end_hold(hold_id, hold, "EXPIRED")
-  append(journal, n, "expired", "hold_id", hold_id, "fence", hold.fence, "at_ms", now_ms)
 end
 
 -- The record of an ended or sold hold goes; from here on only Postgres knows its id.

@@ -80,8 +80,15 @@ async def test_lines_are_the_long_form_of_seats(people: list[Person], show: Show
         ({"seats": ["A-1-1", 5]}, "seats[1]"),
         ({"seats": ["A,1"]}, "seats[0]"),
         ({"seats": ["A-1-1 | 2"]}, "seats[0]"),
-        ({"lines": [{"seat_no": "A-1-1", "tier": "child"}]}, "lines[0].tier"),
-        ({"best_available": {"quantity": 2}}, "best_available"),
+        ({"lines": [{"seat_no": "A-1-1", "area": "Pit", "quantity": 1}]}, "lines[0]"),
+        ({"lines": [{"area": "Pit"}]}, "lines[0]"),
+        ({"lines": [{"seat_no": "A-1-1", "quantity": 2}]}, "lines[0]"),
+        ({"lines": [{"seat_no": "A-1-1", "tier": "a|b"}]}, "lines[0].tier"),
+        ({"lines": [{"seat_no": "A-1-1", "tier": "a"}, {"seat_no": "A-1-1", "tier": "b"}]}, ""),
+        ({"lines": [{"area": "Pit", "quantity": 15}, {"area": "Lawn", "quantity": 15}]}, ""),
+        ({"best_available": {"quantity": 0}}, "best_available.quantity"),
+        ({"best_available": {"quantity": 2, "near": "A-1-1"}}, "best_available.near"),
+        ({"seats": ["A-1-1"], "channel": ""}, "channel"),
     ],
 )
 async def test_a_wish_says_what_is_wrong_with_it(people: list[Person], show: Show, body: object, path: str) -> None:

@@ -138,7 +138,7 @@ async def test_seats_given_back_whose_entry_is_on_its_way_are_not_paid_for(shop:
 
 
 async def test_what_costs_nothing_needs_no_balance_at_all(shop: Shop) -> None:
-    await shop.stores.redis.execute_command("HSET", (await shop.sale()).keys.prices, "A-1-1", "0")
+    await shop.set_price("A-1-1", 0)
     free = await shop.begin_payment(await shop.hold("A-1-1"))
     dear = await shop.begin_payment(await shop.hold("A-1-2"))
     await shop.stores.postgres.execute("DELETE FROM balances")

@@ -332,9 +332,8 @@ async def test_each_line_is_rounded_down_by_itself(shop: Shop) -> None:
 async def test_random_parts_pay_back_what_the_whole_was_quoted(shop: Shop, seed: int) -> None:
     rng = random.Random(seed)
     seat_nos = [f"A-1-{at}" for at in range(1, 7)]
-    keys = (await shop.sale()).keys
     for seat_no in seat_nos:
-        await shop.stores.redis.execute_command("HSET", keys.prices, seat_no, str(rng.randint(0, 999_999)))
+        await shop.set_price(seat_no, rng.randint(0, 999_999))
     await set_policy(shop, {"hours_before": 1, "percent": rng.randint(1, 99)})
     hold_id = (await bought(shop, *seat_nos)).holding.reservation_id
     paid: int = await shop.stores.postgres.fetchval("SELECT final_amount FROM payments")
@@ -392,7 +391,7 @@ async def test_a_rule_of_nothing_gives_the_seat_back_and_no_money(shop: Shop) ->
 
 async def test_what_cost_nothing_is_cancelled_without_a_refund(shop: Shop) -> None:
     sale = await shop.sale()
-    await shop.stores.redis.execute_command("HSET", sale.keys.prices, "A-1-1", "0")
+    await shop.set_price("A-1-1", 0)
     hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
     free = await cancel(shop, hold_id, "A-1-1", key="free")
     assert (free.refund_amount, free.kept_amount, free.refunds) == (0, 0, ())
@@ -403,7 +402,7 @@ async def test_what_cost_nothing_is_cancelled_without_a_refund(shop: Shop) -> No
 
 async def test_a_seat_that_cost_nothing_is_given_back_after_all_the_money_was(shop: Shop) -> None:
     sale = await shop.sale()
-    await shop.stores.redis.execute_command("HSET", sale.keys.prices, "A-1-1", "0")
+    await shop.set_price("A-1-1", 0)
     hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
     await cancel(shop, hold_id, "A-1-2", key="paid")
     assert await rows(shop, "SELECT status FROM payments") == [("REFUNDED",)]

@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from engine import catalogue, rebuild
+from engine import catalogue, rebuild, seats
 from engine.catalogue import Area, Block, Concert, Offering, Offerings, Poster, Schedule, Seat, Tier
 from engine.refusals import IdempotencyKeyReused, NotFound
 from engine.sales import SaleBook, StaleVersion, Terms
@@ -157,15 +157,14 @@ async def test_places_and_blocks_are_kept_back_from_who_names_a_seat(stores: Sto
     sale = await SaleBook(stores.postgres).find(made.sale_id)
     assert sale is not None
     standing = await stores.redis.hgetall(sale.keys.seats)  # type: ignore[misc]
-    assert {seat_no.decode() for seat_no in standing} == {
-        "A-1-3",
-        "A-1-4",
-        *PIT.seat_nos,
-        *LAWN.seat_nos,
-    }
-    assert set(standing.values()) == {b"BLOCKED - 0"}
+    assert standing == {b"A-1-3": b"BLOCKED - 0"}
+    named: dict[str, Any] = {"hold_id": "a" * 32, "buyer_id": "b" * 32, "fingerprint": "f"}
+    blocked = await seats.hold(stores.gate, sale, seat_nos=("A-1-4",), **named)
+    assert blocked == seats.SeatTaken(("A-1-4 blocked",))
+    place = await seats.hold(stores.gate, sale, seat_nos=(PIT.seat_nos[0],), **named)
+    assert place == seats.SeatUnknown((PIT.seat_nos[0],))
     prices = await stores.redis.hgetall(sale.keys.prices)  # type: ignore[misc]
-    assert (len(prices), prices[b"Pit-GA-1"]) == (10, b"3")
+    assert (len(prices), prices[b"Pit-GA-1"]) == (10, b"3|2|0||10000001|P")
 
 
 async def test_caps_and_blocks_are_edited_with_the_schedule(stores: Stores) -> None:

@@ -118,7 +118,7 @@ def test_a_bound_is_the_longest_free_run_of_its_unit(hall: tuple[list[Seat], set
         for each in seats[unit.first_position : unit.first_position + unit.length]:
             run = 0 if each.seat_no in taken else run + 1
             longest = max(longest, run)
-        assert bound == 64 + longest
+        assert bound == (64 if unit.block is None else 192) + longest
 
 
 def test_a_bound_stays_a_printable_byte() -> None:
@@ -165,18 +165,18 @@ def test_a_hall_of_every_kind() -> None:
         "A|9|1|0|5|2|1",
     ]
     assert ranges_of(units_of(seats), lambda unit: unit.category) == {"R": "0-1,3-4", "S": "2-2"}
-    assert price_records(seats, AREAS, numbers) == {
-        "A-10-1": "5|1|0|0",
-        "A-10-2": "5|1|0|1",
-        "A-10-4": "5|1|0|2",
-        "A-10-5": "5|2|0|3",
-        "A-9-1": "5|1|1|4",
-        "A-9-2": "5|1|0|5",
-        "Pit-GA-1": "7|3|0|",
-        "Pit-GA-2": "7|3|0|",
-        "Pit-GA-3": "7|3|0|",
-        "Lawn-GA-1": "5|2|0|",
-        "Lawn-GA-2": "5|2|0|",
+    assert price_records(seats, units_of(seats), AREAS, numbers) == {
+        "A-10-1": "5|1|0|0|0|F",
+        "A-10-2": "5|1|0|1|0|F",
+        "A-10-4": "5|1|0|2|1|F",
+        "A-10-5": "5|2|0|3|2|F",
+        "A-9-1": "5|1|1|4|3|F",
+        "A-9-2": "5|1|0|5|4|F",
+        "Pit-GA-1": "7|3|0||10000001|P",
+        "Pit-GA-2": "7|3|0||10000002|P",
+        "Pit-GA-3": "7|3|0||10000003|P",
+        "Lawn-GA-1": "5|2|0||20000001|P",
+        "Lawn-GA-2": "5|2|0||20000002|P",
     }
 
 
@@ -217,10 +217,14 @@ def test_a_block_tells_its_times_and_only_a_hash_of_its_code() -> None:
 def test_a_price_record_leads_back_to_its_seat(listed: list[Seat]) -> None:
     seats = in_position(listed)
     numbers = numbers_of(seats, AREAS, BLOCKS)
-    records = price_records(seats, AREAS, numbers)
+    records = price_records(seats, units_of(seats), AREAS, numbers)
     assert len(records) == len(seats) + 5
     for each in seats:
-        price, category_no, block_no, position = map(int, records[each.seat_no].split("|"))
+        *told, kind = records[each.seat_no].split("|")
+        price, category_no, block_no, position, unit_no = map(int, told)
         assert (price, numbers.categories[each.category]) == (each.price, category_no)
         assert numbers.of_block(each.block) == block_no
         assert seats[position] == each
+        unit = units_of(seats)[unit_no]
+        assert unit.first_position <= position < unit.first_position + unit.length
+        assert kind == ("A" if each.accessible else "F")

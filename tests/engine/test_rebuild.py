@@ -57,7 +57,8 @@ async def test_a_new_sale_is_written_with_its_seats_and_terms(stores_any: Stores
     assert (sale.epoch, (await shop.row())["store_state"]) == (1, "open")
     assert await shop.statuses() == {"A-1-5": "BLOCKED - 0", "A-1-6": "BLOCKED - 0"}
     prices = await stores_any.redis.hgetall(sale.keys.prices)  # type: ignore[misc]
-    assert prices == {f"A-1-{number}".encode(): str(PRICE).encode() for number in range(1, 7)}
+    assert prices == {f"A-1-{at + 1}".encode(): f"{PRICE}|1|0|{at}|0|F".encode() for at in range(6)}
+    assert await stores_any.redis.get(sale.keys.floor) == b"FFFFTT"
     terms = [await shop.term(name) for name in ("state", "epoch", "per_buyer_max", "pay_ms", "fence", "serving")]
     assert terms == ["open", "1", "4", "90000", "1000000000", "0"]
     assert await shop.inspect() is None

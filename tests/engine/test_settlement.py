@@ -60,7 +60,7 @@ async def test_several_payments_of_one_user_in_a_batch_each_see_what_is_left(sho
 
 
 async def test_what_costs_nothing_writes_no_history(shop: Shop) -> None:
-    await shop.stores.redis.execute_command("HSET", (await shop.sale()).keys.prices, "A-1-1", "0")
+    await shop.set_price("A-1-1", 0)
     request = await shop.buy("A-1-1")
     await shop.drain()
     assert await shop.payment(request.payment_id) == "SUCCESS"

@@ -23,7 +23,6 @@ SCREEN_LINES = 75
 """How many lines of code a verb may have below its header and its unpacking: about what one screen shows."""
 
 LONGER = {
-    "seats/hold": "it answers every conflict with its reason and ends whole the lapsed holds that it takes over",
     "waiting_room/admit": "expiry, skips, recalls and both caps must be one step, or a slot is counted twice",
 }
 

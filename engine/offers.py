@@ -1,0 +1,75 @@
+"""What a sale offers, written to a new copy of it in Redis: prices, the floor, areas, tiers and blocks.
+
+The records are those of `floor_plans`. Holds are loaded after them, and take their own seats off the floor.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from engine import catalogue, floor_plans
+from engine.catalogue import Offering, Seat
+from engine.stores.scripts import Argument
+
+# Fields and bytes in one call: a millisecond of the store's time.
+FIELDS_AT_ONCE: Final = 1000
+BYTES_AT_ONCE: Final = 16_384
+
+Rows = tuple[Argument, ...]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The records of everything a sale offers: of each seat and place, and what `sales/load_offer` writes by key."""
+
+    prices: Mapping[str, str]
+    keys: Mapping[str, Sequence[Rows]]
+
+    def parts(self) -> Iterator[tuple[str, Rows]]:
+        """What is written, as (key, rows) of bounded size."""
+        for name, parts in self.keys.items():
+            for part in parts:
+                yield name, part
+
+
+async def read(postgres: asyncpg.Pool, sale_id: str) -> Plan:
+    """Read what a sale offers and draw its plan, which takes a tenth of a second for the largest halls."""
+    listed = await catalogue.list_seats_in_order(postgres, sale_id)
+    offering = (await catalogue.find_offerings(postgres, [sale_id]))[sale_id]
+    return await asyncio.to_thread(draw, sale_id, listed, offering)
+
+
+def draw(sale_id: str, listed: Sequence[Seat], offering: Offering) -> Plan:
+    """The plan of a hall whose seats are all free but the blocked ones."""
+    numbers = floor_plans.numbers_of(listed, offering.areas, offering.blocks)
+    seats = floor_plans.in_position(listed)
+    units = floor_plans.units_of(seats)
+    floor = floor_plans.floor_of(seats, {seat.seat_no for seat in seats if seat.blocked})
+    sections = floor_plans.ranges_of(units, lambda unit: unit.section)
+    categories = floor_plans.ranges_of(units, lambda unit: unit.category)
+    places = floor_plans.place_scores(offering.areas, numbers, ())
+    return Plan(
+        prices=floor_plans.price_records(seats, units, offering.areas, numbers),
+        keys={
+            "tiers": _fields(floor_plans.tier_records(offering.tiers, numbers)),
+            "blocks": _fields(floor_plans.block_records(sale_id, offering.blocks, numbers)),
+            "areas": _fields(floor_plans.area_records(offering.areas, numbers)),
+            "units": _fields(dict(enumerate(floor_plans.unit_records(units, numbers)))),
+            "sections": _fields(sections),
+            "categories": _fields(categories),
+            "places": _fields({score: place for place, score in places.items()}),
+            "floor": _bytes(floor),
+            "bounds": _bytes(floor_plans.bounds_of(units, floor)),
+        },
+    )
+
+
+def _fields(records: Mapping[str, str] | Mapping[int, str]) -> list[Rows]:
+    pairs: list[Argument] = [value for pair in records.items() for value in pair]
+    return [tuple(pairs[at : at + 2 * FIELDS_AT_ONCE]) for at in range(0, len(pairs), 2 * FIELDS_AT_ONCE)]
+
+
+def _bytes(whole: bytes) -> list[Rows]:
+    return [(at, whole[at : at + BYTES_AT_ONCE]) for at in range(0, len(whole), BYTES_AT_ONCE)]
