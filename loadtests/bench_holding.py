@@ -20,7 +20,7 @@ PAIRS = 1_000
 ROUNDS = 5
 LAPSED = 50_000
 # As many as the worker ends in one call.
-SWEPT_AT_ONCE = 100
+SWEPT_AT_ONCE = 50
 SOLD_AT_ONCE = 500
 SLOWEST_MAX_MS = 5.0
 
@@ -40,7 +40,7 @@ async def open_hall(gate: Gate, listed: list[Seat], sold: frozenset[str]) -> Sal
     sale = Sale(sale_id=ids.random_id(), epoch=1)
     more = ("version", 1, "repeat_window_ms", 3_600_000, "backlog_max", 0, "has_floor", 1)
     await rebuild.CLEAR(gate, sale.keys, epoch=1, admitted=0, terms=(*stored_terms(sale), *more))
-    plan = offers.draw(sale.sale_id, listed, Offering())
+    plan = offers.draw(sale.sale_id, listed, Offering(), sold)
     for name, part in plan.parts():
         await rebuild.LOAD_OFFER(gate, sale.keys, epoch=1, name=name, rows=part)
     rows = [(seat_no, record, 0) for seat_no, record in plan.prices.items()]
