@@ -1,10 +1,10 @@
 """What a sale offers, written to a new copy of it in Redis: prices, the floor, areas, tiers and blocks.
 
-The records are those of `floor_plans`. Holds are loaded after them, and take their own seats off the floor.
+The records are those of `floor_plans`. Holds are loaded after them and close off their own seats once more.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Final
 
 import asyncpg
@@ -34,22 +34,22 @@ class Plan(msgspec.Struct, frozen=True):
                 yield name, part
 
 
-async def read(postgres: asyncpg.Pool, sale_id: str) -> Plan:
+async def read(postgres: asyncpg.Pool, sale_id: str, taken: Set[str]) -> Plan:
     """Read what a sale offers and draw its plan, which takes a tenth of a second for the largest halls."""
     listed = await catalogue.list_seats_in_order(postgres, sale_id)
     offering = (await catalogue.find_offerings(postgres, [sale_id]))[sale_id]
-    return await asyncio.to_thread(draw, sale_id, listed, offering)
+    return await asyncio.to_thread(draw, sale_id, listed, offering, taken)
 
 
-def draw(sale_id: str, listed: Sequence[Seat], offering: Offering) -> Plan:
-    """The plan of a hall whose seats are all free but the blocked ones."""
+def draw(sale_id: str, listed: Sequence[Seat], offering: Offering, taken: Set[str] = frozenset()) -> Plan:
+    """The plan of a hall in which these seats and places are taken, and the blocked ones not free either."""
     numbers = floor_plans.numbers_of(listed, offering.areas, offering.blocks)
     seats = floor_plans.in_position(listed)
     units = floor_plans.units_of(seats)
-    floor = floor_plans.floor_of(seats, {seat.seat_no for seat in seats if seat.blocked})
+    floor = floor_plans.floor_of(seats, {*taken, *(seat.seat_no for seat in seats if seat.blocked)})
     sections = floor_plans.ranges_of(units, lambda unit: unit.section)
     categories = floor_plans.ranges_of(units, lambda unit: unit.category)
-    places = floor_plans.place_scores(offering.areas, numbers, ())
+    places = floor_plans.place_scores(offering.areas, numbers, taken)
     return Plan(
         prices=floor_plans.price_records(seats, units, offering.areas, numbers),
         keys={

@@ -307,7 +307,8 @@ async def _write(stores: Stores, copy: Copy) -> Counted:
     admitted = sale.admitted_per_minute_max if was_on else 0
     _expect(await CLEAR(gate, sale.keys, epoch=sale.epoch, admitted=admitted, terms=terms), Cleared)
 
-    plan = await offers.read(stores.postgres, sale.sale_id)
+    taken = {seat_no for hold in copy.holds if hold["state"] != "ENDED" for seat_no in hold["seat_nos"] or ()}
+    plan = await offers.read(stores.postgres, sale.sale_id, taken)
     for name, part in plan.parts():
         _expect(await LOAD_OFFER(gate, sale.keys, epoch=sale.epoch, name=name, rows=part), Loaded)
     seats_total = 0

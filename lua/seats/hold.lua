@@ -145,8 +145,7 @@ for _, other_id in ipairs(lapsed) do
     expire_hold(journal, other_id, others[other_id])
   end
 end
-local lines = { seat_nos = seat_nos, prices = price_list, tiers = wish.tiers, found = found }
-local hold = hold_seats(hold_id, buyer, fingerprint, lines, #lapsed > 0)
+local hold = hold_seats(hold_id, buyer, fingerprint, seat_nos, price_list, wish.tiers, found, #lapsed > 0)
 if wish.is_plain then
   return { "held", hold.expires_at_ms, hold.fence, hold.amount, now_ms, unpack(price_list) }
 end

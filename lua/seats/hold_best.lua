@@ -135,8 +135,7 @@ refused, price_list = price_lines(found, line_tiers)
 if refused then return refused end
 
 -- Change.
-local lines = { seat_nos = pick.seat_nos, prices = price_list, tiers = line_tiers, found = found }
-local hold = hold_seats(hold_id, buyer, fingerprint, lines, false)
+local hold = hold_seats(hold_id, buyer, fingerprint, pick.seat_nos, price_list, line_tiers, found, false)
 return {
   "held_best", hold.expires_at_ms, hold.fence, hold.amount, now_ms, pick.level, pick.groups, pick.orphans, hold.seats,
   hold.prices, hold.tiers,

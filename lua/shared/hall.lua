@@ -53,6 +53,10 @@ end
 
 local function tell_changes(seat_nos, found)
   local changes, version = {}, sale.map_version
+  if not found and #seat_nos == 1 then
+    redis.call("ZADD", map_changes, version, seat_nos[1])
+    return
+  end
   for at, seat_no in ipairs(seat_nos) do
     if not found or found[at].block_no == "0" and found[at].kind ~= "P" then
       changes[#changes + 1] = version
@@ -107,8 +111,11 @@ end
 
 -- `line_tiers` are those of the seats, in their order, or nothing.
 local function count_tiers(found, line_tiers, by)
+  if not line_tiers then
+    return
+  end
   local counts = {}
-  for at, tier in ipairs(line_tiers or {}) do
+  for at, tier in ipairs(line_tiers) do
     if tier ~= "-" then
       local key = tier .. "|" .. found[at].category_no
       counts[key] = (counts[key] or 0) + by

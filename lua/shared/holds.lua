@@ -45,6 +45,9 @@ end
 
 local function split(list)
   local items = {}
+  if list == "" then
+    return items
+  end
   for item in string.gmatch(list, "[^,]+") do
     items[#items + 1] = item
   end

@@ -16,6 +16,8 @@ local UNIT = "^([^|]*)|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|(%d+)$"
 -- Units that one operation looks at before it asks to be repeated, and those that all operations of one call do.
 local LOOKS_MAX, LOOKS_OF_A_CALL_MAX = 64, 256
 local looks_of_a_call = 0
+-- What the operations of one call have seen: units, which never change, and how seats fit into what is free of one.
+local known_units, known_fits = {}, {}
 -- Lapsed holds that end before a pick, so that their seats are among those that are picked from.
 local LAPSED_FIRST = 4
 
@@ -102,15 +104,22 @@ end
 -- A unit and its part of the floor; nil when nothing of it is for this wish.
 local function look_at(view, unit_no)
   view.looks, looks_of_a_call = view.looks + 1, looks_of_a_call + 1
-  local section, row, category_no, block_no, position, number, length =
-    string.match(redis.call("HGET", units, unit_no), UNIT)
-  if view.allowed and not view.allowed[category_no] or not is_open(block_no, view.access) then
+  unit_no = tonumber(unit_no)
+  local unit = known_units[unit_no]
+  if not unit then
+    local section, row, category_no, block_no, position, number, length =
+      string.match(redis.call("HGET", units, unit_no), UNIT)
+    unit = {
+      unit_no = unit_no, row = section .. "-" .. row, category_no = category_no, block_no = block_no,
+      number = tonumber(number), first = tonumber(position), last = position + length - 1,
+    }
+    known_units[unit_no] = unit
+  end
+  if view.allowed and not view.allowed[unit.category_no] or not is_open(unit.block_no, view.access) then
     return nil
   end
-  return {
-    unit_no = unit_no, row = section .. "-" .. row, number = tonumber(number), block_no = block_no,
-    free = redis.call("GETRANGE", floor, position, position + length - 1),
-  }
+  unit.free = redis.call("GETRANGE", floor, unit.first, unit.last)
+  return unit
 end
 
 -- Whether this operation, and the call that it is part of, has looked at enough for now.
@@ -136,6 +145,10 @@ end
 -- Where in a unit so many adjacent seats are best taken, and how many that leaves alone; nil when nowhere. Accessible
 -- seats are kept back from whoever needs none, and so many at least are among those of who does.
 local function fit(unit, quantity, accessible)
+  local question = quantity .. "|" .. accessible .. "|" .. unit.free
+  if known_fits[question] then
+    return unpack(known_fits[question])
+  end
   local best, fewest
   local at = 1
   while true do
@@ -152,14 +165,16 @@ local function fit(unit, quantity, accessible)
         if not best or orphans < fewest then
           best, fewest = from, orphans
         end
-        if fewest == 0 then
-          return best, fewest
-        end
       end
     end
     at = last + 1
+    if fewest == 0 then
+      break
+    end
   end
-  if not best then
+  if best then
+    known_fits[question] = { best, fewest }
+  else
     local longest = 0
     for run in string.gmatch(unit.free, "[FA]+") do
       longest = math.max(longest, math.min(#run, 60))

@@ -16,18 +16,24 @@ local active = KEYS[19]
 local SWEPT_MAX = 64
 local swept = 0
 
+-- As text once a call: all its operations are of one moment and one sale.
+local held_at, held_until = text(now_ms), text(now_ms + term("hold_ms"))
+
 -- What the lines of a request want: { seat_nos, tiers, areas, places, access, is_plain }. `tiers` are those of the
 -- seats, nil when none is named; `places` is how many the areas are asked for.
+local NOTHING = {}
+local plain_wish = { areas = NOTHING, places = 0, access = "", is_plain = true }
 local function read_wish(lines)
-  local wish = { seat_nos = lines, areas = {}, places = 0, access = "", is_plain = true }
+  local is_plain = true
   for _, line in ipairs(lines) do
-    wish.is_plain = wish.is_plain and not string.find(line, "|", 1, true)
+    is_plain = is_plain and not string.find(line, "|", 1, true)
   end
-  if wish.is_plain then
-    return wish
+  if is_plain then
+    plain_wish.seat_nos = lines -- the one table serves nearly every hold
+    return plain_wish
   end
+  local wish = { seat_nos = {}, areas = {}, places = 0, access = "" }
   local line_tiers, named = {}, false
-  wish.seat_nos = {}
   for _, line in ipairs(lines) do
     local area, quantity, area_tier = string.match(line, "^=([^=|]+)|(%d+)|(.*)$")
     local seat_no, tier = string.match(line, "^([^=|][^|]*)|?(.*)$")
@@ -242,11 +248,11 @@ local function price_lines(found, line_tiers)
   return nil, price_list
 end
 
--- A new hold of seats that are free, given as { seat_nos, prices, tiers | nil, found | nil }. With `took_over` holds
--- have just ended for it.
-local function hold_seats(hold_id, buyer, fingerprint, lines, took_over)
+-- A new hold of seats that are free, and what is known of them, if anything. With `took_over` holds have just ended for
+-- it.
+local function hold_seats(hold_id, buyer, fingerprint, seat_nos, price_list, line_tiers, found, took_over)
   local amount = 0
-  for _, price in ipairs(lines.prices) do
+  for _, price in ipairs(price_list) do
     amount = amount + tonumber(price)
   end
   local n = next_number("journal", "fence", "map_version")
@@ -256,15 +262,15 @@ local function hold_seats(hold_id, buyer, fingerprint, lines, took_over)
     fence = text(sale.fence),
     queue_no = buyer.queue_no,
     fingerprint = fingerprint,
-    created_at_ms = text(now_ms),
-    expires_at_ms = text(now_ms + term("hold_ms")),
+    created_at_ms = held_at,
+    expires_at_ms = held_until,
     amount = amount,
-    seats = table.concat(lines.seat_nos, ","),
-    prices = table.concat(lines.prices, ","),
-    tiers = lines.tiers and table.concat(lines.tiers, ",") or "",
+    seats = table.concat(seat_nos, ","),
+    prices = table.concat(price_list, ","),
+    tiers = line_tiers and table.concat(line_tiers, ",") or "",
   }
   set_seats(hold_id, hold, "HELD")
-  occupy(lines.seat_nos, lines.found)
+  occupy(seat_nos, found)
   keep_hold(hold_id, hold)
   redis.call("ZADD", deadlines, free_at_ms(hold_id, hold), hold_id)
   local row = took_over and find_buyer(buyer.id) or buyer.row -- one of them may have been this buyer's own
@@ -273,15 +279,11 @@ local function hold_seats(hold_id, buyer, fingerprint, lines, took_over)
   if buyer.token then
     renew_token(tokens, active, buyer.id, buyer.token, buyer.token_deadline_ms)
   end
-  local entry = {
-    "hold_id", hold_id, "buyer_id", buyer.id, "fence", hold.fence, "queue_no", buyer.queue_no,
+  count_tiers(found, line_tiers, 1)
+  append(
+    journal, n, "held", "hold_id", hold_id, "buyer_id", buyer.id, "fence", hold.fence, "queue_no", buyer.queue_no,
     "fingerprint", fingerprint, "seats", hold.seats, "prices", hold.prices, "amount", amount,
-    "created_at_ms", now_ms, "expires_at_ms", hold.expires_at_ms,
-  }
-  if lines.tiers then
-    count_tiers(lines.found, lines.tiers, 1)
-    entry[#entry + 1], entry[#entry + 2] = "tiers", hold.tiers
-  end
-  append(journal, n, "held", unpack(entry))
+    "created_at_ms", held_at, "expires_at_ms", held_until, unpack(line_tiers and { "tiers", hold.tiers } or NOTHING)
+  )
   return hold
 end
