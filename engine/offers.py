@@ -4,7 +4,7 @@ The records are those of `floor_plans`. Holds are loaded after them and close of
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set as AbstractSet
 from typing import Final
 
 import asyncpg
@@ -34,14 +34,14 @@ class Plan(msgspec.Struct, frozen=True):
                 yield name, part
 
 
-async def read(postgres: asyncpg.Pool, sale_id: str, taken: Set[str]) -> Plan:
+async def read(postgres: asyncpg.Pool, sale_id: str, taken: AbstractSet[str]) -> Plan:
     """Read what a sale offers and draw its plan, which takes a tenth of a second for the largest halls."""
     listed = await catalogue.list_seats_in_order(postgres, sale_id)
     offering = (await catalogue.find_offerings(postgres, [sale_id]))[sale_id]
     return await asyncio.to_thread(draw, sale_id, listed, offering, taken)
 
 
-def draw(sale_id: str, listed: Sequence[Seat], offering: Offering, taken: Set[str] = frozenset()) -> Plan:
+def draw(sale_id: str, listed: Sequence[Seat], offering: Offering, taken: AbstractSet[str] = frozenset()) -> Plan:
     """The plan of a hall in which these seats and places are taken, and the blocked ones not free either."""
     numbers = floor_plans.numbers_of(listed, offering.areas, offering.blocks)
     seats = floor_plans.in_position(listed)
