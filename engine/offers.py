@@ -4,7 +4,8 @@ The records are those of `floor_plans`. Holds are loaded after them and close of
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence, Set as AbstractSet
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 import asyncpg
