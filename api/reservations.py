@@ -330,7 +330,7 @@ async def extend(request: Request, reservation_id: str, body: Empty) -> Answer: 
     )
     if not isinstance(extended, seats.Extended):
         raise Refused(extended)
-    return await _answer(request, reservation_id)
+    return await _answer(request, reservation_id, repeated=extended.repeated == 1)
 
 
 @routes.add(
@@ -346,7 +346,7 @@ async def release(request: Request, reservation_id: str, body: Releases) -> Answ
     released = await _release(request, reservation_id, request.new_id(), body.seats)
     if not isinstance(released, seats.Released):
         raise Refused(released)
-    return await _answer(request, reservation_id)
+    return await _answer(request, reservation_id, repeated=released.repeated == 1)
 
 
 @routes.add(
