@@ -22,7 +22,7 @@ _auditing = asyncio.Lock()
     "GET",
     "/v1/admin/audit",
     {200: Report},
-    caller=operator(accounts.SALES),
+    caller=operator(accounts.AUDIT),
     refusals=(Busy,),
     deadline_s=AUDITED_WITHIN_S,
 )

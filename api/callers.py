@@ -77,6 +77,7 @@ def operator(scope: str) -> Caller:
             raise Refused(NotSignedIn())
         if scope not in key.scopes:
             raise Refused(ScopeMissing(scope=scope))
+        request.caller_name = key.name
         return key.api_key_id
 
     return Caller(find, ("operator",), scope)

@@ -6,6 +6,7 @@ named by `PROMETHEUS_MULTIPROC_DIR` before they start, and whichever is asked an
 
 import os
 from functools import cache
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -34,8 +35,27 @@ def observe(method: str, route: str, status: int, seconds: float) -> None:
 
 def exposition() -> bytes:
     """Everything that was counted, as Prometheus reads it."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is None:
         return generate_latest(REGISTRY)
+    _forget_the_dead(Path(folder))
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
     return generate_latest(registry)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Drop what ended processes last said of their present, such as what they own; what they counted still counts."""
+    for file in folder.glob("gauge_live*_*.db"):
+        if not _is_alive(int(file.stem.rpartition("_")[2])):
+            file.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # it is somebody else's
+    return True

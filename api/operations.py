@@ -73,7 +73,7 @@ class Raw(bytes):
 class Request:
     """One request as its handler sees it."""
 
-    __slots__ = ("caller_id", "headers", "house", "method", "path", "query_string")
+    __slots__ = ("caller_id", "caller_name", "headers", "house", "method", "path", "query_string")
 
     def __init__(self, house: "House", scope: HTTPScope) -> None:
         self.house = house
@@ -83,6 +83,8 @@ class Request:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         # A user's id, the owner of a place in line, or the id of an operator's key.
         self.caller_id = ""
+        # The name of an operator's key, for the log.
+        self.caller_name = ""
 
     @property
     def key(self) -> str:

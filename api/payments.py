@@ -19,7 +19,7 @@ from api.reservations import in_shard
 from engine import accounts, ids, payments, resolutions, seats
 from engine.cards import is_asked
 from engine.catalogue import PRICE_MAX
-from engine.payments import CardDeclined, InsufficientBalance, Payment
+from engine.payments import CardDeclined, InsufficientBalance, Payment, State
 from engine.refusals import Busy, IdempotencyKeyReused, NotFound, SlowDown
 from engine.resolutions import NotInDoubt, Resolution, StillInDoubt
 from engine.seats import HoldEnded, PaymentRunning
@@ -103,7 +103,7 @@ class NewResolution(Body, frozen=True, rename={"as_": "as"}):
 class InState(Page, frozen=True, kw_only=True):
     """Payments in which inner state."""
 
-    state: Literal["PENDING", "AUTHORISED", "IN_DOUBT", "SUCCESS", "FAILED", "VOIDED", "UNCOLLECTED"] = "IN_DOUBT"
+    state: State = "IN_DOUBT"
 
 
 @routes.add(
@@ -245,7 +245,7 @@ async def resolve(request: Request, payment_id: str, body: NewResolution) -> Ans
     if not isinstance(resolved, tuple):
         raise Refused(resolved)
     payment, repeated = resolved
-    logger.info("payment %s was resolved as %s by key %s: %s", payment_id, body.as_, request.caller_id, body.note)
+    logger.info("payment %s was resolved as %s by %s: %r", payment_id, body.as_, request.caller_name, body.note)
     return answer(_operators(payment, house), version=payment.version, repeated=repeated)
 
 

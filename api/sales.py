@@ -11,16 +11,14 @@ from api.operations import Body, Empty, Header, Request, Routes, changes_of
 from api.problems import BUSY, Refused
 from engine import accounts, rebuild, sales
 from engine.refusals import Busy, NotFound
-from engine.sales import Sale, StaleVersion
+from engine.sales import PEOPLE_MAX, SECONDS_MAX, RoomState, Sale, StaleVersion
 from engine.stores.replies import SaleRebuilding
 
 routes = Routes("Sales")
 
-Count = Annotated[int, Meta(ge=1, le=10_000_000)]
-Seconds = Annotated[int, Meta(ge=1, le=86_400)]
+Count = Annotated[int, Meta(ge=1, le=PEOPLE_MAX)]
+Seconds = Annotated[int, Meta(ge=1, le=SECONDS_MAX)]
 REBUILT_WITHIN_S = 30.0
-
-RoomState = Literal["off", "prequeue", "open", "paused", "draining", "closed", "bypass"]
 
 
 class SaleDocument(Document, frozen=True):

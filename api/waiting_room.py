@@ -1,7 +1,7 @@
 """The line of a sale: join it, ask for one's place, enter, leave; and what everybody may know of it."""
 
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -14,7 +14,7 @@ from api.problems import NotAdmitted, Refused, invalid, not_admitted
 from engine import seats, waiting_room
 from engine.refusals import Busy, NotFound
 from engine.rooms import Eta, Place, Room
-from engine.sales import Sale
+from engine.sales import RoomState, Sale
 from engine.stores.replies import Reply, SaleRebuilding
 from engine.tokens import Passes, QueueToken
 from engine.waiting_room import POLL_MAX_MS, AdmittedWithoutNumber, Joined, Left, QueueClosed, Tied
@@ -25,7 +25,7 @@ QUEUE_TOKEN = Header("Queue-Token", "The token of a place in line, from `POST â€
 OWN_TOKEN = Header(QUEUE_TOKEN.name, QUEUE_TOKEN.says, required=True)
 
 STATUS = {"enum": ["WAITING", "ACTIVE", "PROCESSED", "EXPIRED", "LEFT"]}
-STATE = {"enum": ["off", "prequeue", "open", "paused", "draining", "closed", "bypass"]}
+STATE = {"enum": list(get_args(RoomState))}
 
 # A pass lives for a minute and is renewed by polls: each is shown for half of that.
 PASS_SHOWN_MS = 30_000

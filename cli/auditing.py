@@ -55,6 +55,7 @@ def show_repaired(repaired: Repaired, console: Console) -> None:
         f"Repaired: {repaired.seats:,} seats marked and {repaired.schedules:,} schedules counted anew, "
         f"{len(repaired.rebuilt):,} sales written to Redis anew.",
         highlight=False,
+        soft_wrap=True,
     )
     for sale_id in repaired.not_rebuilt:
         console.print(f"Sale {sale_id} was not rebuilt in time; it stays closed until it is.", style="red")

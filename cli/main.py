@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import re
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import asyncpg
 import click
@@ -16,7 +18,12 @@ from rich.console import Console
 
 from cli import lifeline
 from cli.processes import METRICS_FOLDER, ProcessFault
+from engine.accounts import SCOPES
+from engine.balances import AMOUNT_MAX
 from engine.installation import CurrencyChanged
+from engine.payments import State
+from engine.resolutions import Word
+from engine.sales import PEOPLE_MAX, SECONDS_MAX, RoomState
 from engine.settings import Settings, SettingsFault
 from engine.stores.connections import StoreUnavailable, UnsafeStore
 from engine.stores.embedded import EmbeddedFault
@@ -55,6 +62,30 @@ class Verbs(click.Group):
             raise click.ClickException(str(fault) or type(fault).__name__) from fault
         except KeyboardInterrupt:
             sys.exit(130)
+
+
+class Id(click.ParamType[str]):
+    """The id of something: 32 hex digits."""
+
+    def __init__(self, what: str) -> None:
+        self.name = what
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        """Take an id as it is written everywhere."""
+        if not re.fullmatch("[0-9a-f]{32}", value):
+            self.fail(f"{value!r} is no {self.name}: its id has 32 hex digits.", parameter, context)
+        return str(value)
+
+
+def _text(*, most: int) -> Callable[[click.Context, click.Parameter, str], str]:
+    """Check a text as the API does: something, at most so long, and on one line."""
+
+    def check(context: click.Context, parameter: click.Parameter, value: str) -> str:
+        if not (0 < len(value) <= most and value.isprintable()):
+            raise click.BadParameter(f"Expected 1 to {most} printable characters.", context, parameter)
+        return value
+
+    return check
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -188,6 +219,124 @@ def rebuild(sale: str) -> None:
 
     epoch = asyncio.run(rebuilding.rebuild(_settings(), sale))
     click.echo(f"Sale {sale} is open in epoch {epoch}.")
+
+
+# The operator's verbs -------------------------------------------------------------------------------------------------
+
+_SALE, _PAYMENT, _USER, _KEY = (Id(what) for what in ("sale", "payment", "user", "key"))
+_PEOPLE = click.IntRange(1, PEOPLE_MAX)
+_SECONDS = click.IntRange(1, SECONDS_MAX)
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="As one JSON document.")
+_limit = click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most.")
+
+
+def _tell(told: Any, *, as_json: bool) -> None:
+    from cli import operating  # noqa: PLC0415
+
+    if as_json:
+        click.echo(msgspec.json.encode(told))
+    else:
+        operating.show(told, _console())
+
+
+@main.command()
+@_limit
+@_as_json
+def sales(*, limit: int, as_json: bool) -> None:
+    """List the sales, the newest first, with what is left of each."""
+    from cli import operating  # noqa: PLC0415
+
+    _tell(asyncio.run(operating.list_sales(_settings(), limit=limit)), as_json=as_json)
+
+
+@main.command()
+@click.argument("sale", type=_SALE)
+@click.option("--state", "room", type=click.Choice(get_args(RoomState)), help="Open, pause, drain or close it …")
+@click.option("--active-max", type=_PEOPLE, help="How many people may be inside.")
+@click.option("--admitted-per-minute-max", type=_PEOPLE, help="How many may come in within any 60 seconds.")
+@click.option("--entry-s", type=_SECONDS, help="How long somebody who was called may take to come.")
+@click.option("--session-s", type=_SECONDS, help="How long somebody may stay inside without buying.")
+@click.option("--recall-s", type=_SECONDS, help="How long somebody who did not come keeps priority.")
+@click.option("--draining-no", type=click.IntRange(0, 2**62), help="The last number that a draining room lets in.")
+@_as_json
+def room(sale: str, *, as_json: bool, **changes: str | int | None) -> None:
+    """Show the waiting room of a SALE, or set what is named of it; nobody loses their place."""
+    from cli import operating  # noqa: PLC0415
+
+    named = {name: value for name, value in changes.items() if value is not None}
+    _tell(asyncio.run(operating.set_room(_settings(), sale, named)), as_json=as_json)
+
+
+@main.command()
+@click.option(
+    "--state", type=click.Choice(get_args(State)), default="IN_DOUBT", show_default=True, help="Their inner state."
+)
+@_limit
+@_as_json
+def payments(*, state: str, limit: int, as_json: bool) -> None:
+    """List payments in one inner state, the newest first: those in doubt wait for somebody to decide them."""
+    from cli import operating  # noqa: PLC0415
+
+    _tell(asyncio.run(operating.list_payments(_settings(), state=state, limit=limit)), as_json=as_json)
+
+
+@main.command()
+@click.argument("payment", type=_PAYMENT)
+@click.argument("word", type=click.Choice(get_args(Word)))
+@click.option("--note", required=True, callback=_text(most=1000), help="Why; it is kept.")
+@_as_json
+def resolve(payment: str, word: Word, *, note: str, as_json: bool) -> None:
+    """Decide a PAYMENT in doubt, for good: what waits for it is done, or it is voided and its seats are given back."""
+    from cli import operating  # noqa: PLC0415
+
+    _tell(asyncio.run(operating.resolve(_settings(), payment, word=word, note=note)), as_json=as_json)
+
+
+@main.command()
+@click.argument("user", type=_USER)
+@click.argument("amount", type=click.IntRange(1, AMOUNT_MAX))
+@click.option("--reason", required=True, callback=_text(most=200), help="Why; the user reads it in their history.")
+@click.option("--key", help="Adds it once, however often the same key is given.")
+@_as_json
+def credit(user: str, amount: int, *, reason: str, key: str | None, as_json: bool) -> None:
+    """Add an AMOUNT, in the smallest unit of the currency, to the balance of a USER."""
+    from cli import operating  # noqa: PLC0415
+
+    credited = operating.credit(_settings(), user, amount=amount, reason=reason, key=key)
+    _tell(asyncio.run(credited), as_json=as_json)
+
+
+@main.command()
+@_as_json
+def keys(*, as_json: bool) -> None:
+    """List the operators' keys, the newest first, without what opens them."""
+    from cli import operating  # noqa: PLC0415
+
+    _tell(asyncio.run(operating.list_keys(_settings())), as_json=as_json)
+
+
+@main.command()
+@click.argument("name", callback=_text(most=100))
+@click.option(
+    "--scope", "scopes", type=click.Choice(SCOPES), multiple=True, help="What it may do; everything, unless given."
+)
+@_as_json
+def key(name: str, *, scopes: tuple[str, ...], as_json: bool) -> None:
+    """Make an operator's key with this NAME, and show it: it cannot be read again."""
+    from cli import operating  # noqa: PLC0415
+
+    _tell(asyncio.run(operating.make_key(_settings(), name, scopes)), as_json=as_json)
+
+
+@main.command()
+@click.argument("key_id", type=_KEY)
+@_as_json
+def revoke(key_id: str, *, as_json: bool) -> None:
+    """End an operator's key at once, by its KEY_ID."""
+    from cli import operating  # noqa: PLC0415
+
+    _tell(asyncio.run(operating.revoke_key(_settings(), key_id)), as_json=as_json)
 
 
 @main.command()

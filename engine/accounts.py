@@ -32,6 +32,8 @@ TOKENS_REMEMBERED_MAX: Final = 65_536
 HASHES_WAITING_MAX: Final = 16  # a thread; at 26 ms each, nobody waits for half a second
 ISSUER: Final = "lastseat"
 KEY_PREFIX: Final = "lsk_"
+COMMAND_LINE: Final = ids.derive("command line")
+NO_HASH: Final = bytes(32)
 
 ACCOUNTS, AUDIT, BALANCES, CATALOGUE, PAYMENTS, SALES, TICKETS = (
     "accounts",
@@ -68,6 +70,16 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     email: str | None
     name: str | None
     created_at: datetime
+
+
+class KeptKey(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator's key as it is kept: its hash alone, which is not told."""
+
+    api_key_id: str
+    name: str
+    scopes: list[str]
+    created_at: datetime
+    revoked_at: datetime | None
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -277,6 +289,23 @@ async def find_api_key(postgres: asyncpg.Pool, key: str) -> ApiKey | None:
     if row is None:
         return None
     return ApiKey(api_key_id=row["api_key_id"], name=row["name"], scopes=frozenset(row["scopes"]))
+
+
+async def list_api_keys(postgres: asyncpg.Pool) -> list[KeptKey]:
+    """Every operator's key, the newest first."""
+    return [KeptKey(**row) for row in await SQL.list_api_keys.fetch(postgres)]
+
+
+async def revoke_api_key(postgres: asyncpg.Pool, api_key_id: str) -> KeptKey | None:
+    """End a key, for good and at once; None if there is no such key."""
+    row = await SQL.revoke_api_key.fetchrow(postgres, api_key_id)
+    return KeptKey(**row) if row else None
+
+
+async def own_key(postgres: asyncpg.Pool) -> str:
+    """The id by which records name the command line of this installation: no key opens it, and it has no scope."""
+    await SQL.add_api_key.execute(postgres, COMMAND_LINE, NO_HASH, "command line", [])
+    return COMMAND_LINE
 
 
 def _key_hash(key: str) -> bytes:

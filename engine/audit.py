@@ -98,6 +98,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     sales: int
     checks: list[Check]
+    to_rebuild: list[str]
+    """Sales whose copy in Redis is wrong or closed: what an operator may have written anew."""
 
 
 async def audit(
@@ -126,7 +128,13 @@ async def audit(
     if heard is not None:
         cases.append(await _believe(postgres, heard))
     checks = sorted((case.judge() for case in cases), key=lambda check: int(check.invariant[1:]))
-    return Report(verdict=_worst(check.verdict for check in checks), sales=len(sales), checks=checks)
+    to_rebuild = {hall.sale_id for hall in halls if hall.closed}.union(*(case.lying for case in cases))
+    return Report(
+        verdict=_worst(check.verdict for check in checks),
+        sales=len(sales),
+        checks=checks,
+        to_rebuild=sorted(to_rebuild),
+    )
 
 
 def describe(report: Report) -> str:
@@ -157,14 +165,21 @@ class _Case:
     found: int = 0
     findings: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    lying: set[str] = field(default_factory=set)
 
     def accuse(self, finding: str) -> None:
         self.found += 1
         if len(self.findings) < FINDINGS_MAX:
             self.findings.append(finding)
 
-    def accuse_all(self, rows: Rows, say: Callable[[asyncpg.Record], str]) -> None:
-        """Accuse each row; a query answers with some, and in each with how many there are."""
+    def accuse_copy(self, hall: "Hall", finding: str) -> None:
+        """Accuse the copy of a sale in Redis."""
+        self.lying.add(hall.sale_id)
+        self.accuse(f"sale {hall.sale_id}: {finding}")
+
+    def accuse_all(self, rows: Rows, say: Callable[[asyncpg.Record], str], *, lying: bool = False) -> None:
+        """Accuse each row, and with `lying` its sale's copy; a query answers with some, and in each with the total."""
+        self.lying.update(row["sale_id"] for row in rows if lying)
         self.findings += [say(row) for row in rows[: FINDINGS_MAX - len(self.findings)]]
         self.found += rows[0]["total"] if rows else 0
 
@@ -280,11 +295,12 @@ class Books:
 
 @dataclass(frozen=True)
 class Hall:
-    """One sale as both stores tell it; `moving` says why the two cannot be compared."""
+    """One sale as both stores tell it; `moving` says why the two cannot be compared, `closed` why nothing is sold."""
 
     sale: asyncpg.Record
     copy: Copy
     books: Books
+    closed: str | None
     moving: str | None
 
     @property
@@ -304,7 +320,8 @@ async def _come_to_rest(redis: RedisClient, postgres: asyncpg.Pool, sale: asyncp
         before = await _read_copy(redis, keys)
         books = await _read_books(postgres, sale["sale_id"])
         after = await _read_copy(redis, keys)
-        hall = Hall(sale, after, books, _why_moving(before, after, books))
+        closed = _why_closed(after, books)
+        hall = Hall(sale, after, books, closed, closed or _why_moving(before, after, books))
         if hall.moving is None and not any(_differences(hall)):
             return hall
         if asyncio.get_running_loop().time() >= until:
@@ -312,13 +329,17 @@ async def _come_to_rest(redis: RedisClient, postgres: asyncpg.Pool, sale: asyncp
         await asyncio.sleep(0.1)
 
 
-def _why_moving(before: Copy, after: Copy, books: Books) -> str | None:
+def _why_closed(copy: Copy, books: Books) -> str | None:
     if books.store_state != "open":
         return f"it is {books.store_state} in Postgres"
-    if not after.terms:
+    if not copy.terms:
         return "it is not in Redis"
-    if after.terms["epoch"] != str(books.epoch) or after.terms["state"] != "open":
-        return f"it is {after.terms['state']} in Redis, in epoch {after.terms['epoch']} of {books.epoch}"
+    if copy.terms["epoch"] != str(books.epoch) or copy.terms["state"] != "open":
+        return f"it is {copy.terms['state']} in Redis, in epoch {copy.terms['epoch']} of {books.epoch}"
+    return None
+
+
+def _why_moving(before: Copy, after: Copy, books: Books) -> str | None:
     for stream in ("outbox", "journal"):
         behind = int(after.terms.get(f"{stream}_n", "0")) - books.applied.get(stream, 0)
         if behind > 0:
@@ -399,7 +420,7 @@ async def _count_seats(found: _Questions, halls: Sequence[Hall]) -> _Case:
         if hall.moving is None:
             case.looked_at["seats in Redis"] += len(hall.copy.prices)
             for finding in _miscounts(hall):
-                case.accuse(f"sale {hall.sale_id}: {finding}")
+                case.accuse_copy(hall, finding)
     case.doubt(halls)
     return case
 
@@ -549,6 +570,7 @@ async def _judge_line(found: _Questions, redis: RedisClient, halls: Sequence[Hal
     case.accuse_all(
         await found.ask("find_owners_in_line_twice"),
         lambda row: f"sale {row['sale_id']}: {row['owner']} is in line with {', '.join(map(str, row['queue_nos']))}",
+        lying=True,
     )
     case.accuse_all(
         await found.ask("find_hurried_minutes"),
@@ -564,7 +586,7 @@ async def _judge_line(found: _Questions, redis: RedisClient, halls: Sequence[Hal
             case.looked_at["called tokens"] += len(hall.copy.tokens)
             waiting = await _find_waiting(redis, SaleKeys(hall.sale_id), list(hall.copy.tokens))
             for finding in _misplaced(hall, highest.get((hall.sale_id, hall.books.epoch), 0), waiting):
-                case.accuse(f"sale {hall.sale_id}: {finding}")
+                case.accuse_copy(hall, finding)
     case.doubt(halls)
     return case
 
@@ -633,7 +655,7 @@ async def _find_unfinished(found: _Questions, halls: Sequence[Hall], grace_s: in
         for what, waiting in (("hold", hall.copy.deadlines), ("payment of hold", hall.copy.paying)):
             for hold_id, deadline_ms in sorted(waiting.items()):
                 if deadline_ms < overdue_ms:
-                    case.accuse(f"sale {hall.sale_id}: the {what} {hold_id} lapsed and was not ended")
+                    case.accuse_copy(hall, f"the {what} {hold_id} lapsed and was not ended")
     return case
 
 
@@ -642,7 +664,7 @@ def _compare_stores(halls: Sequence[Hall]) -> _Case:
     for hall in halls:
         if hall.moving is None:
             for finding in _differences(hall):
-                case.accuse(f"sale {hall.sale_id}: {finding}")
+                case.accuse_copy(hall, finding)
     case.doubt(halls)
     return case
 
@@ -715,13 +737,14 @@ async def _follow_streams(found: _Questions, halls: Sequence[Hall]) -> _Case:
     case.accuse_all(
         await found.ask("find_strayed_watermarks"),
         lambda row: f"{_stream(row)}: the watermark is {row['n']}, and {row['last_n']} was applied last",
+        lying=True,
     )
     for hall in halls:
         if hall.moving is None:
             for stream, n in hall.books.applied.items():
                 head = int(hall.copy.terms.get(f"{stream}_n", "0"))
                 if head != n:
-                    case.accuse(f"sale {hall.sale_id}: {n} was applied of the {stream}, whose head is {head}")
+                    case.accuse_copy(hall, f"{n} was applied of the {stream}, whose head is {head}")
     return case
 
 

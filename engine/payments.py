@@ -6,7 +6,7 @@ the `till`; what a process leaves half done is finished by `reconciliation`.
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import asyncpg
 import msgspec
@@ -19,6 +19,9 @@ from engine.stores.replies import Refusal
 
 SQL = queries.load("payments")
 
+State = Literal[
+    "PENDING", "AUTHORISED", "IN_DOUBT", "SUCCESS", "FAILED", "VOIDED", "UNCOLLECTED", "PARTIALLY_REFUNDED", "REFUNDED"
+]
 LIVE: Final = frozenset({"PENDING", "AUTHORISED", "IN_DOUBT"})
 
 

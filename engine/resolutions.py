@@ -74,8 +74,10 @@ async def resolve(
             await cards.give_up(sale, payment)
         elif (await cards.advance(sale, payment)).status == "IN_DOUBT":
             return StillInDoubt()
-    else:
-        await settlement.resolve(postgres, sale, payment_id=payment.payment_id, resolution=resolution.word)
+    elif not await settlement.resolve(postgres, sale, payment_id=payment.payment_id, resolution=resolution.word):
+        # Somebody else decided it this moment.
+        decided = await _read(postgres, payment.payment_id) or payment
+        return StillInDoubt() if decided.status == "IN_DOUBT" else NotInDoubt(state=decided.status)
     return await _read(postgres, payment.payment_id) or payment, known is not None
 
 

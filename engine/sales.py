@@ -6,7 +6,7 @@ counts; a process that asks with an older one is told so, reads the new one here
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Final, Literal, TypeVar
 
 import asyncpg
 import msgspec
@@ -35,6 +35,13 @@ class StaleVersion(Refusal, frozen=True):
     """The record was changed in between."""
 
     version: int
+
+
+RoomState = Literal["off", "prequeue", "open", "paused", "draining", "closed", "bypass"]
+
+# What a waiting room may be set to at most: people inside or a minute, and seconds.
+PEOPLE_MAX: Final = 10_000_000
+SECONDS_MAX: Final = 86_400
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +85,20 @@ class Sale(Terms, frozen=True, kw_only=True):
     def keys(self) -> SaleKeys:
         """The keys of this sale in Redis."""
         return SaleKeys(self.sale_id)
+
+
+class Listing(msgspec.Struct, frozen=True, kw_only=True):
+    """A sale as operators list it; what is left of it is None where it sells no seats."""
+
+    sale_id: str
+    name: str
+    room: str
+    store_state: str
+    opens_at: datetime | None
+    closes_at: datetime | None
+    seats_available: int | None
+    seats_total: int | None
+    schedule_id: str | None
 
 
 class Configured(Reply, frozen=True):
@@ -182,6 +203,12 @@ class SaleBook:
             if sale.schedule_id:
                 self._by_schedule[sale.schedule_id] = sale.sale_id
         return sales
+
+
+async def list_newest(postgres: asyncpg.Pool, *, limit: int = 20) -> list[Listing]:
+    """The sales that were made last, the newest first, each with what is left of it."""
+    rows = await SQL.list_newest_sales.fetch(postgres, limit)
+    return [Listing(**row) for row in rows]
 
 
 def from_row(row: asyncpg.Record, book: SaleBook | None = None) -> Sale:

@@ -72,6 +72,19 @@ FROM api_keys
 WHERE key_hash = $1
   AND revoked_at IS NULL;
 
+-- name: list_api_keys
+-- Every operator's key, the newest first.
+SELECT api_key_id, name, scopes, created_at, revoked_at
+FROM api_keys
+ORDER BY created_at DESC, api_key_id DESC;
+
+-- name: revoke_api_key
+-- A key ends now; one that has ended keeps its moment.
+UPDATE api_keys
+SET revoked_at = coalesce(revoked_at, now())
+WHERE api_key_id = $1
+RETURNING api_key_id, name, scopes, created_at, revoked_at;
+
 -- name: add_api_key
 -- A new key; the same key again changes nothing.
 INSERT INTO api_keys (api_key_id, key_hash, name, scopes)

@@ -23,7 +23,3 @@ FROM (
   GROUP BY sale_id
 ) AS counted
 WHERE schedules.sale_id = counted.sale_id AND schedules.seats_available <> counted.available;
-
--- name: list_sales
--- Every sale.
-SELECT sale_id FROM sales ORDER BY created_at, sale_id;

@@ -22,6 +22,15 @@ LEFT JOIN schedules USING (sale_id)
 WHERE sales.updated_at >= $1
 ORDER BY sales.updated_at, sales.sale_id;
 
+-- name: list_newest_sales
+-- The sales that were made last, the newest first, each with what is left of it.
+SELECT sales.sale_id, sales.name, sales.room, sales.store_state, sales.opens_at, sales.closes_at,
+  schedules.seats_available, schedules.seats_total, schedules.schedule_id
+FROM sales
+LEFT JOIN schedules USING (sale_id)
+ORDER BY sales.created_at DESC, sales.sale_id DESC
+LIMIT $1;
+
 -- name: add_sale
 -- A new sale; a repeat changes nothing. From $4 on its terms, in their order.
 INSERT INTO sales (

@@ -1,4 +1,4 @@
-"""A shop on one machine, for the verbs that start everything."""
+"""A shop for the verbs that start everything, and the settings of one on outside stores for those that look at it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,3 +20,13 @@ def shop(servers_dir: Path) -> Iterator[dict[str, str]]:
         "LASTSEAT_WORKERS": "1",
     }
     embedded.erase(data_dir)
+
+
+@pytest.fixture
+def outside(redis_url: str, postgres_url: str, tmp_path: Path) -> dict[str, str]:
+    """The settings of a shop on outside stores, empty and migrated, and in a folder where no demo left its history."""
+    return {
+        "LASTSEAT_REDIS_URL": redis_url,
+        "LASTSEAT_POSTGRES_URL": postgres_url,
+        "LASTSEAT_DATA_DIR": str(tmp_path / "data"),
+    }

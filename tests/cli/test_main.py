@@ -8,7 +8,10 @@ from redis.asyncio import Redis
 
 from tests.cli.program import lastseat
 
-VERBS = ("up", "demo", "api", "worker", "gateway", "audit", "doctor", "rebuild", "openapi")
+VERBS = (
+    "up", "demo", "api", "worker", "gateway", "audit", "doctor", "rebuild",
+    "sales", "room", "payments", "resolve", "credit", "keys", "key", "revoke", "openapi",
+)  # fmt: skip
 
 
 def test_the_verbs_are_these() -> None:
@@ -45,48 +48,48 @@ def test_a_store_that_is_not_there_is_a_line(redis_url: str) -> None:
         assert said.stderr.startswith("Error: Postgres cannot be opened: ")
 
 
-def test_an_unknown_sale_is_not_rebuilt(stores: dict[str, str]) -> None:
-    assert "is no sale: its id has 32 hex digits" in lastseat("rebuild", "first-night", settings=stores).stderr
-    said = lastseat("rebuild", "5a1e" * 8, settings=stores)
+def test_an_unknown_sale_is_not_rebuilt(outside: dict[str, str]) -> None:
+    assert "is no sale: its id has 32 hex digits" in lastseat("rebuild", "first-night", settings=outside).stderr
+    said = lastseat("rebuild", "5a1e" * 8, settings=outside)
     assert (said.returncode, said.stderr.splitlines()[-1]) == (1, f"Error: There is no sale {'5a1e' * 8}.")
 
 
-def test_the_audit_of_an_empty_shop_is_true(stores: dict[str, str]) -> None:
-    said = lastseat("audit", settings=stores)
+def test_the_audit_of_an_empty_shop_is_true(outside: dict[str, str]) -> None:
+    said = lastseat("audit", settings=outside)
     assert said.returncode == 0, said.stderr
-    report = json.loads(lastseat("audit", "--json", settings=stores).stdout)
+    report = json.loads(lastseat("audit", "--json", settings=outside).stdout)
     assert report["verdict"] == "true"
     assert [check["invariant"] for check in report["checks"]] == ["I1", "I3", "I4", "I5", "I6", "I7", "I9", "I13"]
 
 
-def test_the_audit_reads_the_history_that_it_is_given(stores: dict[str, str], tmp_path: Path) -> None:
+def test_the_audit_reads_the_history_that_it_is_given(outside: dict[str, str], tmp_path: Path) -> None:
     heard = {
         "event": "confirmed", "sale_id": "5a" * 16, "user_id": "a0" * 16, "key": "k", "reservation_id": "10" * 16,
         "seats": ["A-1-1"], "amount": 1, "payment_id": "9a" * 16,
     }  # fmt: skip
     history = tmp_path / "history.jsonl"
     history.write_text(json.dumps(heard) + "\n")
-    said = lastseat("audit", "--history", str(history), settings=stores)
+    said = lastseat("audit", "--history", str(history), settings=outside)
     assert said.returncode == 1
     assert "it is not in Postgres" in " ".join(said.stdout.split())
 
 
-async def test_an_audit_that_proves_nothing_says_so(stores: dict[str, str], postgres_url: str) -> None:
+async def test_an_audit_that_proves_nothing_says_so(outside: dict[str, str], postgres_url: str) -> None:
     import asyncpg
 
     connection = await asyncpg.connect(postgres_url)
     await connection.execute("INSERT INTO sales (sale_id, kind, name) VALUES (gen_random_uuid(), 'seats', 'new')")
     await connection.close()
-    said = lastseat("audit", "--settle", "0", settings=stores)
+    said = lastseat("audit", "--settle", "0", settings=outside)
     assert said.returncode == 2
     assert "unknown" in said.stdout
 
 
-async def test_the_doctor_names_the_line_to_change(stores: dict[str, str], redis: Redis) -> None:
+async def test_the_doctor_names_the_line_to_change(outside: dict[str, str], redis: Redis) -> None:
     await redis.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        said = lastseat("doctor", settings=stores)
-        told = json.loads(lastseat("doctor", "--json", settings=stores).stdout)
+        said = lastseat("doctor", settings=outside)
+        told = json.loads(lastseat("doctor", "--json", settings=outside).stdout)
     finally:
         await redis.config_set("maxmemory-policy", "noeviction")
     assert said.returncode == 1
@@ -98,8 +101,8 @@ async def test_the_doctor_names_the_line_to_change(stores: dict[str, str], redis
     ]
 
 
-def test_the_doctor_finds_a_healthy_shop_well(stores: dict[str, str]) -> None:
-    said = lastseat("doctor", settings=stores)
+def test_the_doctor_finds_a_healthy_shop_well(outside: dict[str, str]) -> None:
+    said = lastseat("doctor", settings=outside)
     assert said.returncode == 0, said.stderr
     assert "the database has all" in said.stdout
     assert "Redis and Postgres tell the same time" in said.stdout
@@ -109,13 +112,3 @@ def test_the_openapi_document_is_printed() -> None:
     document = json.loads(lastseat("openapi").stdout)
     assert document["openapi"].startswith("3.1")
     assert "/v1/schedules/{schedule_id}/reservations" in document["paths"]
-
-
-@pytest.fixture
-def stores(redis_url: str, postgres_url: str, tmp_path: Path) -> dict[str, str]:
-    """The settings of a shop on outside stores, empty and migrated, and in a folder where no demo left its history."""
-    return {
-        "LASTSEAT_REDIS_URL": redis_url,
-        "LASTSEAT_POSTGRES_URL": postgres_url,
-        "LASTSEAT_DATA_DIR": str(tmp_path / "data"),
-    }

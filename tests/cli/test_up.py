@@ -117,15 +117,17 @@ def test_what_was_confirmed_outlives_the_death_of_everything(shop: dict[str, str
         async with Client("127.0.0.1", port) as client:
             return (await client.request("GET", f"/v1/reservations/{reservation_id}", headers=who)).json()
 
-    async def read_metrics() -> str:
-        async with Client("127.0.0.1", port) as client:
-            return (await client.request("GET", "/metrics")).body.decode()
+    async def wait_for_metric(series: str) -> None:
+        async with asyncio.timeout(5), Client("127.0.0.1", port) as client:
+            while series not in (await client.request("GET", "/metrics")).body.decode():
+                pass
 
     with running(shop) as up:
         reservation_id, who = asyncio.run(buy())
-        assert 'lastseat_http_request_seconds_count{method="POST",route="/v1/admin/accounts"' in asyncio.run(
-            read_metrics()
-        )
+        # The API tells what it counted, and what the worker did.
+        asyncio.run(wait_for_metric('lastseat_http_request_seconds_count{method="POST",route="/v1/admin/accounts"'))
+        asyncio.run(wait_for_metric('lastseat_entries_applied_total{stream="outbox"} 1.0'))
+        asyncio.run(wait_for_metric("lastseat_sales_owned 1.0"))
         everything = [up.pid, *descendants(up.pid)]
         assert len(everything) > 5  # the stores, the worker, the API and its process
         for pid in everything:

@@ -121,8 +121,20 @@ async def test_a_key_is_known_by_its_hash_until_it_is_revoked(postgres: asyncpg.
     assert (found.name, found.scopes) == ("console", frozenset({"sales"}))
     assert await postgres.fetchval("SELECT position($1::bytea IN key_hash) FROM api_keys", key.encode()) == 0
     assert await accounts.find_api_key(postgres, key + "x") is None
-    await postgres.execute("UPDATE api_keys SET revoked_at = now()")
+    (kept,) = await accounts.list_api_keys(postgres)
+    assert (kept.api_key_id, kept.name, kept.scopes, kept.revoked_at) == (found.api_key_id, "console", ["sales"], None)
+    revoked = await accounts.revoke_api_key(postgres, kept.api_key_id)
+    assert revoked is not None
+    assert revoked.revoked_at is not None
     assert await accounts.find_api_key(postgres, key) is None
+    assert await accounts.revoke_api_key(postgres, kept.api_key_id) == revoked
+    assert await accounts.revoke_api_key(postgres, "0" * 32) is None
+
+
+async def test_the_command_line_has_a_name_in_records_and_no_key(postgres: asyncpg.Pool) -> None:
+    assert await accounts.own_key(postgres) == await accounts.own_key(postgres) == accounts.COMMAND_LINE
+    (kept,) = await accounts.list_api_keys(postgres)
+    assert (kept.name, kept.scopes) == ("command line", [])
 
 
 async def test_the_line_of_sign_ins_is_short(passwords: Passwords) -> None:

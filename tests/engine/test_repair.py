@@ -60,3 +60,42 @@ async def test_what_holds_is_left_alone(shop: Shop, stores: Stores) -> None:
     repaired = await repair(stores, await audit(stores.redis, stores.postgres, settle_s=0.5))
     assert (repaired.seats, repaired.schedules, repaired.rebuilt) == (0, 0, [])
     assert (await shop.sale()).epoch == before
+
+
+async def test_a_sale_that_is_right_or_merely_sells_is_not_closed_for_another(shop: Shop, stores: Stores) -> None:
+    lying, selling = shop, await open_shop(stores)
+    await selling.hold("A-1-3")  # nobody has applied it yet
+    await stores.redis.execute_command("HDEL", (await lying.sale()).keys.seats, "A-1-1")
+    report = await audit(stores.redis, stores.postgres, settle_s=0.2)
+    assert report.to_rebuild == [lying.sale_id]
+    before = (await selling.sale()).epoch
+    assert (await repair(stores, report)).rebuilt == [lying.sale_id]
+    assert (await selling.sale()).epoch == before
+    assert await selling.states() == {"A-1-3": "HELD"}
+
+
+async def test_a_sale_that_is_closed_or_lost_is_opened(shop: Shop, stores: Stores) -> None:
+    await stores.redis.flushall()
+    report = await audit(stores.redis, stores.postgres, settle_s=0.2)
+    assert report.to_rebuild == [shop.sale_id]
+    await repair(stores, report)
+    assert await wrong(stores) == set()
+    assert await shop.states() == {"A-1-1": "SOLD", "A-1-2": "SOLD"}
+
+
+async def test_money_is_never_made_to_fit(shop: Shop, stores: Stores) -> None:
+    """A charge too much is a person's to judge: the repair leaves it as it is, and the audit goes on naming it."""
+    await stores.postgres.execute("UPDATE balances SET amount = amount + 1")
+    rows = [
+        await stores.postgres.fetch(f"SELECT * FROM {table} ORDER BY 1")
+        for table in ("balances", "balance_history", "payments", "reservation_seats", "tickets")
+    ]
+    await stores.postgres.execute("UPDATE schedules SET seats_available = 1")
+    await mend(stores)
+    assert rows == [
+        await stores.postgres.fetch(f"SELECT * FROM {table} ORDER BY 1")
+        for table in ("balances", "balance_history", "payments", "reservation_seats", "tickets")
+    ]
+    report = await audit(stores.redis, stores.postgres, settle_s=0.5)
+    assert "I6" in {check.invariant for check in report.checks if check.verdict == "false"}
+    assert shop.sale_id not in report.to_rebuild

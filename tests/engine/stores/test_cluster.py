@@ -127,7 +127,10 @@ async def read_around_losses(client: RedisCluster) -> list[object]:
     lost = [asyncio.create_task(client.execute_command("GET", KEYS[0])) for _ in range(4)]
     slow = [asyncio.create_task(read_slowly(client, key)) for key in KEYS[1:] * 4]
     answers = await asyncio.gather(*slow, return_exceptions=True)
-    assert {type(loss) for loss in await asyncio.gather(*lost, return_exceptions=True)} == {RedisTimeoutError}
+    # What the silent node does not answer is late; what is written to a connection that was given up is lost at once.
+    losses = {type(loss) for loss in await asyncio.gather(*lost, return_exceptions=True)}
+    assert RedisTimeoutError in losses
+    assert losses <= {RedisTimeoutError, RedisConnectionError}
     return list(answers)
 
 
