@@ -307,6 +307,11 @@ async def list_seats_in_order(postgres: asyncpg.Pool, sale_id: str) -> list[Seat
     return [Seat(**row) for row in await SQL.list_seats_in_order.fetch(postgres, sale_id)]
 
 
+async def list_categories(postgres: asyncpg.Pool, sale_id: str) -> list[str]:
+    """The categories of a sale in the order in which its seats, and then its areas, name them."""
+    return [row["category"] for row in await SQL.list_categories.fetch(postgres, sale_id)]
+
+
 async def list_every_seat(postgres: asyncpg.Pool, sale_id: str, *, after: str, most: int) -> list[SeatRow]:
     """The seats and places of a sale by number, from after one of them on."""
     return [SeatRow(**row) for row in await SQL.list_every_seat.fetch(postgres, sale_id, after, most)]

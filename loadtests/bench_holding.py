@@ -126,7 +126,7 @@ async def expiry(*, lapsed: int = LAPSED) -> list[Row]:
 
         async def hold(n: int) -> None:
             seat_no = f"A-{n // ROW + 1}-{n % ROW + 1}"
-            asked = {"hold_id": ids.derive("h", str(n)), "buyer_id": ids.derive("b", str(n))}
+            asked: dict[str, Any] = {"hold_id": ids.derive("h", str(n)), "buyer_id": ids.derive("b", str(n))}
             held = await seats.hold(gate, sale, fingerprint="f", seat_nos=(seat_no,), **asked)
             if not isinstance(held, seats.Held):
                 raise TypeError(f"a hold was answered {held}")
@@ -150,7 +150,13 @@ async def expiry(*, lapsed: int = LAPSED) -> list[Row]:
             raise RuntimeError(f"{ended} of {lapsed} holds were ended")
     slowest_ms = max([entry["duration"] for entry in slow if entry["command"].startswith(b"EVAL")], default=0) / 1000
     return [
-        Row("expire_50k_s", value=took_s, unit="s", against=f"{lapsed:,} lapsed holds, {SWEPT_AT_ONCE} a call", at_most=5),
+        Row(
+            "expire_50k_s",
+            value=took_s,
+            unit="s",
+            against=f"{lapsed:,} lapsed holds, {SWEPT_AT_ONCE} a call",
+            at_most=5,
+        ),
         Row(
             "expire_slowest_script_ms",
             value=slowest_ms,

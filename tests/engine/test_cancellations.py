@@ -390,7 +390,6 @@ async def test_a_rule_of_nothing_gives_the_seat_back_and_no_money(shop: Shop) ->
 
 
 async def test_what_cost_nothing_is_cancelled_without_a_refund(shop: Shop) -> None:
-    sale = await shop.sale()
     await shop.set_price("A-1-1", 0)
     hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
     free = await cancel(shop, hold_id, "A-1-1", key="free")
@@ -401,7 +400,6 @@ async def test_what_cost_nothing_is_cancelled_without_a_refund(shop: Shop) -> No
 
 
 async def test_a_seat_that_cost_nothing_is_given_back_after_all_the_money_was(shop: Shop) -> None:
-    sale = await shop.sale()
     await shop.set_price("A-1-1", 0)
     hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
     await cancel(shop, hold_id, "A-1-2", key="paid")
