@@ -169,8 +169,8 @@ class Wishes(Seats):
         named = [line for line in lines if isinstance(line, SeatLine)]
         areas = [line for line in lines if isinstance(line, AreaLine)]
         wanted: Counter[str] = Counter()
-        for line in areas:
-            wanted[line.area] += line.quantity
+        for area in areas:
+            wanted[area.area] += area.quantity
         expected = self.begin(by) or self.judge_lines(by, named, areas, shown)
         before = self.stands()
         reply = self.ask(
