@@ -15,7 +15,7 @@ from api.events import Events
 from api.problems import FAULTS
 from api.seats import SeatMaps
 from api.waiting_room import PassDesk
-from engine import accounts, installation, tickets
+from engine import accounts, catalogue, installation, tickets
 from engine.accounts import TOKEN_LIFETIME_S, Passwords, UserTokens
 from engine.cards import Cards
 from engine.catalogue import Offerings
@@ -90,7 +90,7 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
         )
         stack.callback(passwords.close)
         book = SaleBook(postgres)
-        maps = Maps(stores.gate)
+        maps = Maps(stores.gate, partial(catalogue.find_hidden, postgres))
         stack.push_async_callback(maps.close)
         rooms = Rooms(stores.gate, book, postgres)
         passes = Passes(await find_pass_keys(postgres))

@@ -26,7 +26,7 @@ MARKS = {"true": "[green]true[/]", "false": "[bold red]FALSE[/]", "unknown": "[y
 async def audit_installation(
     settings: Settings, *, history: Path | None, settle_s: float, repairs: Callable[[Repaired], None] | None = None
 ) -> Report:
-    """Audit the stores that the settings name; with `repairs`, mend what is wrong, tell it what was, and audit again."""
+    """Audit the stores that the settings name; with `repairs`, mend what is wrong, tell what was, and audit again."""
     # The demo's buyers bought from the stores of this folder, and from no others.
     own = settings.data_path / HISTORY if settings.postgres_url is None else None
     kept = history or (own if own is not None and own.exists() else None)

@@ -6,6 +6,7 @@ row and the gateway: the buyer's next request, a webhook and the worker all call
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 import asyncpg
@@ -26,6 +27,7 @@ from engine.gateway import (
 from engine.payments import Payment
 from engine.sales import Sale
 from engine.stores import queries
+from engine.stores.coalesce import Coalescer
 from engine.stores.queries import Connection
 from engine.stores.scripts import Gate
 
@@ -67,6 +69,10 @@ class Cards:
         self.gateway = gateway
         self._gate = gate
         self._postgres = postgres
+        # What a gateway said of many payments in one moment is committed together.
+        self._keep: Coalescer[tuple[str, str], bool] = Coalescer(
+            self._keep_many, most=authorisations.BATCH_MAX, in_flight_max=1, pace_s=authorisations.PACE_S / 2
+        )
         self.currency = currency
 
     async def advance(self, sale: Sale, payment: Payment) -> Payment:
@@ -151,7 +157,7 @@ class Cards:
 
     async def _keep_authorised(self, payment: Payment, ref: str) -> Payment:
         """Commit that the card is authorised: before this nothing may be sold for it."""
-        if not await SQL.keep_authorised.execute(self._postgres, payment.payment_id, ref):
+        if not await self._keep.submit((payment.payment_id, ref)):
             now = await self._read(payment)
             if now.public_status == "FAILED":
                 # It ended while the gateway was thinking.
@@ -161,6 +167,11 @@ class Cards:
         return msgspec.structs.replace(
             payment, status="AUTHORISED", gateway_ref=ref, action_url=None, version=payment.version + 1
         )
+
+    async def _keep_many(self, authorised: Sequence[tuple[str, str]]) -> list[bool]:
+        payment_ids, refs = map(list, zip(*authorised, strict=True))
+        kept = {row["payment_id"] for row in await SQL.keep_authorised.fetch(self._postgres, payment_ids, refs)}
+        return [payment_id in kept for payment_id in payment_ids]
 
     async def _decline(self, sale: Sale, payment: Payment, code: str, ref: str | None = None) -> Payment:
         # First the row learns why: whoever ends it, the worker perhaps, then says so.
@@ -219,7 +230,7 @@ async def take_in(postgres: asyncpg.Pool, gateway: Gateway, event: Event) -> Pay
         payment = payments.from_row(row)
         if intent.status not in {"AUTHORISED", "CAPTURED"}:
             return payment
-        if await SQL.keep_authorised.execute(connection, payment.payment_id, intent.ref):
+        if await SQL.keep_authorised.fetch(connection, [payment.payment_id], [intent.ref]):
             row = await SQL.find_told.fetchrow(connection, intent.ref, payment.payment_id)
             return payments.from_row(row) if row else None
         if payment.public_status == "FAILED":

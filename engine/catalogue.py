@@ -302,6 +302,20 @@ async def list_seats(postgres: asyncpg.Pool, sale_id: str) -> list[dict[str, Any
     return [dict(row) for row in await SQL.list_seats.fetch(postgres, sale_id)]
 
 
+class Hidden(msgspec.Struct, frozen=True):
+    """What a map does not show as it is: places of areas, and seats that are kept for somebody."""
+
+    places: frozenset[str]
+    kept: frozenset[str]
+
+
+async def find_hidden(postgres: asyncpg.Pool, sale_id: str) -> Hidden:
+    """What the map of a sale does not show as it is; it never changes."""
+    rows = await SQL.list_hidden_seats.fetch(postgres, sale_id)
+    places = frozenset(row["seat_no"] for row in rows if row["is_place"])
+    return Hidden(places, frozenset(row["seat_no"] for row in rows) - places)
+
+
 async def list_seats_in_order(postgres: asyncpg.Pool, sale_id: str) -> list[Seat]:
     """The numbered seats of a sale as its operator listed them, the best first."""
     return [Seat(**row) for row in await SQL.list_seats_in_order.fetch(postgres, sale_id)]

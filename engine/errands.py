@@ -90,42 +90,58 @@ async def add(connection: Connection, kind: Kind, legs: Sequence[Leg]) -> None:
         )
 
 
-async def drive(postgres: asyncpg.Pool, gateway: Gateway, *, most: int = 64) -> Driven:
+class _Outcome(NamedTuple):
+    """What a gateway answered: done, or why it never will be."""
+
+    errand: Errand
+    refusal: str | None
+
+
+async def drive(postgres: asyncpg.Pool, gateway: Gateway, *, most: int = 128) -> Driven:
     """Send at most `most` errands that are due, side by side, and write down what became of each.
 
     Safe to run in many processes at once, and to be cut short anywhere: what was sent and not written down is sent
     again under the same id.
     """
     taken = [Errand(**dict(row)) for row in await SQL.take_errands.fetch(postgres, most, TAKEN_S)]
-    done = Driven()
-    await asyncio.gather(*[_run(postgres, gateway, errand, done) for errand in taken])
+    outcomes = [each for each in await asyncio.gather(*[_try(postgres, gateway, errand) for errand in taken]) if each]
+    done = Driven(unknown=len(taken) - len(outcomes))
+    if not outcomes:
+        return done
+    async with postgres.acquire() as connection, connection.transaction():
+        await SQL.lock_payments.execute(connection, [outcome.errand.payment_id for outcome in outcomes])
+        finished = {
+            row["operation_id"]
+            for row in await SQL.finish_errands.fetch(
+                connection,
+                [outcome.errand.errand_id for outcome in outcomes],
+                [outcome.refusal for outcome in outcomes],
+            )
+        }
+        # Whoever took one after us, because we were slow, may have written it down already.
+        outcomes = [outcome for outcome in outcomes if outcome.errand.errand_id in finished]
+        await _conclude(connection, outcomes)
+    for errand, refusal in outcomes:
+        if refusal is None:
+            done.done += 1
+        else:
+            done.refused += 1
+            logger.error("%s of payment %s was refused for good: %s", errand.kind, errand.payment_id, refusal)
     return done
 
 
-async def _run(postgres: asyncpg.Pool, gateway: Gateway, errand: Errand, done: Driven) -> None:
+async def _try(postgres: asyncpg.Pool, gateway: Gateway, errand: Errand) -> _Outcome | None:
+    """Tell the gateway; None where the answer is not known, and it is due again later."""
     try:
-        refusal = await _send(gateway, errand)
+        return _Outcome(errand, await _send(gateway, errand))
     except _Begun as begun:
         await SQL.await_errand.execute(postgres, errand.errand_id, str(begun), AGAIN_MAX_S)
-        return
     except (GatewayUnknown, GatewayUnavailable) as fault:
-        done.unknown += 1
         level = logging.ERROR if errand.attempts >= ALARM_AFTER else logging.WARNING
         logger.log(level, "%s of payment %s, attempt %d: %s", errand.kind, errand.payment_id, errand.attempts, fault)
         pause_s = min(AGAIN_MAX_S, 2.0**errand.attempts)
         await SQL.postpone_errand.execute(postgres, errand.errand_id, pause_s, str(fault))
-        return
-    async with postgres.acquire() as connection, connection.transaction():
-        await SQL.lock_payment.execute(connection, errand.payment_id)
-        # Whoever took it after us, because we were slow, may have written it down already.
-        if not await SQL.finish_errand.execute(connection, errand.errand_id, refusal):
-            return
-        await _conclude(connection, errand, refusal)
-    if refusal is None:
-        done.done += 1
-    else:
-        done.refused += 1
-        logger.error("%s of payment %s was refused for good: %s", errand.kind, errand.payment_id, refusal)
+    return None
 
 
 async def _send(gateway: Gateway, errand: Errand) -> str | None:
@@ -175,18 +191,24 @@ async def _refund(gateway: Gateway, errand: Errand, ref: str) -> str | None:
     return None
 
 
-async def _conclude(connection: Connection, errand: Errand, refusal: str | None) -> None:
-    match errand.kind:
-        case "CAPTURE" if refusal is None:
-            await SQL.keep_captured.execute(connection, errand.payment_id, errand.amount)
-        case "CAPTURE":
-            # Sold, and not paid for: an operator must know. Nothing is taken back silently.
-            await SQL.mark_uncollected.execute(connection, errand.payment_id)
-        case "REFUND" if refusal is None:
-            await SQL.finish_refund.execute(connection, errand.refund_id)
-        case "REFUND":
-            # What could not be given back was not given back: it may be tried again, or be paid to the balance.
-            await SQL.fail_refund.execute(connection, errand.refund_id)
-        case "VOID":
-            # A capture that became a void before it was sent gave back what it would have taken.
-            await SQL.finish_refunds_by_void.execute(connection, errand.payment_id)
+async def _conclude(connection: Connection, outcomes: Sequence[_Outcome]) -> None:
+    captured = [outcome.errand for outcome in outcomes if outcome.errand.kind == "CAPTURE" and outcome.refusal is None]
+    if captured:
+        await SQL.keep_captured.execute(
+            connection, [errand.payment_id for errand in captured], [errand.amount for errand in captured]
+        )
+    for errand, refusal in outcomes:
+        match errand.kind:
+            case "CAPTURE" if refusal is not None:
+                # Sold, and not paid for: an operator must know. Nothing is taken back silently.
+                await SQL.mark_uncollected.execute(connection, errand.payment_id)
+            case "REFUND" if refusal is None:
+                await SQL.finish_refund.execute(connection, errand.refund_id)
+            case "REFUND":
+                # What could not be given back was not given back: it may be tried again, or be paid to the balance.
+                await SQL.fail_refund.execute(connection, errand.refund_id)
+            case "VOID":
+                # A capture that became a void before it was sent gave back what it would have taken.
+                await SQL.finish_refunds_by_void.execute(connection, errand.payment_id)
+            case _:
+                pass

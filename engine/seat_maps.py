@@ -5,12 +5,14 @@ One reader a sale, a few times a second; whoever has an older version is told wh
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
 from redis.exceptions import RedisError
 
 from engine import sales
+from engine.catalogue import Hidden
 from engine.sales import Sale
 from engine.stores.connections import StoreUnavailable
 from engine.stores.keys import SaleKeys
@@ -83,6 +85,7 @@ class _Watched:
 
     def __init__(self) -> None:
         self.map: SeatMap | None = None
+        self.hidden: Hidden | None = None
         self.fresh_until = 0.0
         self.reading: asyncio.Task[SeatMap | Unavailable] | None = None
         # (an older map's `read_until`, what changed from it to the next), oldest first.
@@ -122,11 +125,15 @@ class Maps:
 
     Args:
         gate: the way into Redis.
+        find_hidden: finds what a sale's map does not show as it is; without it everything is shown.
         most: sales whose map is kept; the one that was not asked for longest makes room.
     """
 
-    def __init__(self, gate: Gate, *, most: int = 64) -> None:
+    def __init__(
+        self, gate: Gate, find_hidden: Callable[[str], Awaitable[Hidden]] | None = None, *, most: int = 64
+    ) -> None:
         self._gate = gate
+        self._find_hidden = find_hidden
         self._most = most
         self._watched: dict[str, _Watched] = {}
 
@@ -162,12 +169,28 @@ class Maps:
     async def _refresh(self, sale: Sale, watched: _Watched) -> SeatMap | Unavailable:
         clock = asyncio.get_running_loop().time
         began = clock()
+        if watched.hidden is None and self._find_hidden is not None:
+            watched.hidden = await self._find_hidden(sale.sale_id)
         newest = await read(self._gate, sale, watched.map)
+        if isinstance(newest, SeatMap) and newest is not watched.map and watched.hidden is not None:
+            newest = _as_public(newest, watched.hidden)
         if isinstance(newest, SeatMap):
             watched.advance(newest)
             pause_s = max(FRESH_S, (clock() - began) / READING_SHARE)
             watched.fresh_until = clock() + min(pause_s, FRESH_MAX_S)
         return newest
+
+
+def _as_public(current: SeatMap, hidden: Hidden) -> SeatMap:
+    """The map as anybody may see it: without places, and with what is kept for somebody as BLOCKED, taken or not."""
+    if not hidden.places and not hidden.kept:
+        return current
+    shown = {
+        seat_no: status
+        for seat_no, status in current.statuses.items()
+        if seat_no not in hidden.places and seat_no not in hidden.kept
+    }
+    return msgspec.structs.replace(current, statuses=shown | dict.fromkeys(hidden.kept, "BLOCKED"))
 
 
 def epoch_of(version: int) -> int:

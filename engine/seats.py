@@ -115,14 +115,16 @@ class Found(Reply, frozen=True):
 
 
 class Extended(Reply, frozen=True):
-    """The hold has until then."""
+    """The hold has until then; `repeated` 1 where this extension was made before."""
 
     expires_at_ms: int
+    repeated: int
 
 
 class Released(Reply, frozen=True):
-    """The seats were given back."""
+    """The seats were given back; `repeated` 1 where this very request did it before."""
 
+    repeated: int
     seat_nos: tuple[str, ...]
 
 

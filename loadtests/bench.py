@@ -8,7 +8,7 @@ from typing import Any
 
 import uvloop
 
-from loadtests import bench_engine, bench_http, bench_imports
+from loadtests import bench_engine, bench_holding, bench_http, bench_imports, bench_maps
 from loadtests.results import Row, print_table, write
 
 Part = Callable[[], Coroutine[Any, Any, tuple[list[Row], list[str]]]]
@@ -26,6 +26,10 @@ async def _persist() -> tuple[list[Row], list[str]]:
     return [await bench_engine.persist()], []
 
 
+async def _holding() -> tuple[list[Row], list[str]]:
+    return [*await bench_holding.best_available(), *await bench_holding.expiry()], []
+
+
 async def _imports() -> tuple[list[Row], list[str]]:
     return [await bench_imports.imports()], []
 
@@ -36,6 +40,8 @@ PARTS: dict[str, Part] = {
     "journeys": bench_http.whole_journeys,
     "cards": bench_http.card_journeys,
     "imports": _imports,
+    "maps": bench_maps.maps,
+    "holding": _holding,
     "persist": _persist,
     "line": _line,
 }

@@ -126,8 +126,10 @@ async def expiry(*, lapsed: int = LAPSED) -> list[Row]:
 
         async def hold(n: int) -> None:
             seat_no = f"A-{n // ROW + 1}-{n % ROW + 1}"
-            asked: dict[str, Any] = {"hold_id": ids.derive("h", str(n)), "buyer_id": ids.derive("b", str(n))}
-            held = await seats.hold(gate, sale, fingerprint="f", seat_nos=(seat_no,), **asked)
+            hold_id, buyer_id = ids.derive("h", str(n)), ids.derive("b", str(n))
+            held = await seats.hold(
+                gate, sale, hold_id=hold_id, buyer_id=buyer_id, fingerprint="f", seat_nos=(seat_no,)
+            )
             if not isinstance(held, seats.Held):
                 raise TypeError(f"a hold was answered {held}")
 

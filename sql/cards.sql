@@ -2,14 +2,22 @@
 -- card is authorised is no business of these: a fact about it waits for an operator.
 
 -- name: keep_authorised
--- The gateway holds the money for it.
+-- The gateway holds the money for these, each under its name there; returns those that were waiting for it.
 UPDATE payments
 SET
-  status = 'AUTHORISED', gateway_ref = $2, action_url = NULL, authorised_at = now(), version = version + 1,
+  status = 'AUTHORISED', gateway_ref = told.ref, action_url = NULL, authorised_at = now(), version = version + 1,
   updated_at = now()
-WHERE payment_id = $1
+FROM (
+  SELECT payment_id, ref
+  FROM unnest($1::uuid[], $2::text[]) AS told (payment_id, ref)
+  JOIN payments USING (payment_id)
+  ORDER BY payment_id
+  FOR NO KEY UPDATE OF payments
+) AS told
+WHERE payments.payment_id = told.payment_id
   AND (status = 'PENDING' OR (status = 'IN_DOUBT' AND gateway_ref IS NULL))
-  AND (gateway_ref IS NULL OR gateway_ref = $2);
+  AND (gateway_ref IS NULL OR gateway_ref = told.ref)
+RETURNING payments.payment_id;
 
 -- name: keep_ref
 -- The gateway's name for it; whatever is to be told of it is told by this. What was in doubt has been found.

@@ -107,6 +107,13 @@ WHERE sale_id = $1
   AND area IS NULL
 ORDER BY section, row_name, number;
 
+-- name: list_hidden_seats
+-- Places of areas, which no map draws, and seats of blocks, which the public never sees as anything but BLOCKED.
+SELECT seat_no, area IS NOT NULL AS is_place
+FROM seats
+WHERE sale_id = $1
+  AND (area IS NOT NULL OR block IS NOT NULL);
+
 -- name: list_seats_in_order
 -- The numbered seats of a sale, the best first: in the operator's order, and in reading order where there is none.
 SELECT section, row_name AS "row", number, category, price, accessible, blocked, block

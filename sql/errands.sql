@@ -43,20 +43,26 @@ UPDATE gateway_operations
 SET answer_ref = $2, due_at = now() + make_interval(secs => $3), updated_at = now()
 WHERE operation_id = $1 AND status = 'PENDING';
 
--- name: lock_payment
--- A payment, so that what is written of its errands and refunds is written in one order.
-SELECT payment_id FROM payments WHERE payment_id = $1 FOR NO KEY UPDATE;
+-- name: lock_payments
+-- Payments, in id order, so that what is written of their errands and refunds is written in one order.
+SELECT payment_id FROM payments WHERE payment_id = ANY ($1::uuid[]) ORDER BY payment_id FOR NO KEY UPDATE;
 
--- name: finish_errand
--- The gateway has answered: done, or refused for good for a reason.
-UPDATE gateway_operations
+-- name: finish_errands
+-- The gateway has answered: each is done, or refused for good for a reason; returns those that were still open.
+UPDATE gateway_operations AS errands
 SET
-  status = CASE WHEN $2::text IS NULL THEN 'DONE' ELSE 'REFUSED' END, error = $2, done_at = now(), updated_at = now()
-WHERE operation_id = $1 AND status = 'PENDING';
+  status = CASE WHEN answered.refusal IS NULL THEN 'DONE' ELSE 'REFUSED' END, error = answered.refusal,
+  done_at = now(), updated_at = now()
+FROM unnest($1::uuid[], $2::text[]) AS answered (operation_id, refusal)
+WHERE errands.operation_id = answered.operation_id AND errands.status = 'PENDING'
+RETURNING errands.operation_id;
 
 -- name: keep_captured
 -- What the gateway has taken.
-UPDATE payments SET captured_amount = $2, updated_at = now() WHERE payment_id = $1;
+UPDATE payments
+SET captured_amount = taken.amount, updated_at = now()
+FROM unnest($1::uuid[], $2::bigint[]) AS taken (payment_id, amount)
+WHERE payments.payment_id = taken.payment_id;
 
 -- name: mark_uncollected
 -- Sold, and the gateway will not take the money.

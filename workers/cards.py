@@ -12,7 +12,7 @@ from workers import loops, metrics
 
 ADVANCE_EVERY_S = 2.0
 ERRANDS_EVERY_S = 0.25
-ERRANDS_MOST = 64
+ERRANDS_MOST = 128
 CHARGES_EVERY_S = 2.0
 
 

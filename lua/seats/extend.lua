@@ -24,7 +24,7 @@
 --   extension_id
 --   fingerprint
 -- RETURNS
---   extended                expires_at_ms
+--   extended                expires_at_ms repeated
 --   extension_spent
 --   hold_ended              reason
 --   payment_running         payment_id
@@ -61,7 +61,7 @@ if state == "ENDED" then
   return { "hold_ended", reason }
 end
 if verdict == "repeated" then
-  return { "extended", hold.expires_at_ms }
+  return { "extended", hold.expires_at_ms, 1 }
 end
 if state ~= "HELD" then
   return { "payment_running", hold.payment_id }
@@ -82,4 +82,4 @@ if hold.queue_no ~= "0" then
   enter_or_renew(tokens, active, buyer_id, hold.queue_no)
 end
 append(journal, n, "extended", "hold_id", hold_id, "fence", hold.fence, "expires_at_ms", expires_at_ms)
-return { "extended", expires_at_ms }
+return { "extended", expires_at_ms, 0 }

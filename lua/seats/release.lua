@@ -33,7 +33,7 @@
 --   fingerprint
 --   seat_nos...
 -- RETURNS
---   released                seat_nos...
+--   released                repeated seat_nos...
 --   seat_unknown            seat_nos...
 --   hold_ended              reason
 --   payment_running         payment_id
@@ -70,7 +70,7 @@ if verdict == "reused" then
   return { "idempotency_key_reused" }
 end
 if verdict == "repeated" then
-  return { "released", unpack(seat_nos) }
+  return { "released", 1, unpack(seat_nos) }
 end
 local state, reason = state_of(hold)
 if state == "ENDED" then
@@ -107,4 +107,4 @@ append(
   journal, n, "released", "hold_id", hold_id, "fence", hold.fence, "seats", table.concat(seat_nos, ","),
   "whole", whole and 1 or 0, "at_ms", now_ms
 )
-return { "released", unpack(seat_nos) }
+return { "released", 0, unpack(seat_nos) }

@@ -230,6 +230,7 @@ async def test_a_room_is_set_by_an_operator(operator: Person) -> None:
         "session_s": 600,
         "recall_s": 300,
         "draining_no": None,
+        "version": 2,
     }
     assert problem(await operator.patch(path, {"state": "ajar"})) == (400, "invalid_request")
     assert problem(await operator.patch(f"/v1/admin/sales/{'0' * 32}/queue", {})) == (404, "not_found")

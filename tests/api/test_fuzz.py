@@ -93,7 +93,7 @@ class Draw:
         """The same with one thing wrong, somewhere in it."""
         places = list(_places(value))
         at = self.dice.choice(places)
-        wrong = self.dice.choice([*TEXTS[:10], *NUMBERS, None, [], {}, True, [[]] * 3, {"a": {"b": 1}}])
+        wrong: Any = self.dice.choice([*TEXTS[:10], *NUMBERS, None, [], {}, True, [[]] * 3, {"a": {"b": 1}}])
         if not at:
             return wrong
         changed = copy.deepcopy(value)

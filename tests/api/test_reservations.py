@@ -80,8 +80,15 @@ async def test_lines_are_the_long_form_of_seats(people: list[Person], show: Show
         ({"seats": ["A-1-1", 5]}, "seats[1]"),
         ({"seats": ["A,1"]}, "seats[0]"),
         ({"seats": ["A-1-1 | 2"]}, "seats[0]"),
-        ({"lines": [{"seat_no": "A-1-1", "tier": "child"}]}, "lines[0].tier"),
-        ({"best_available": {"quantity": 2}}, "best_available"),
+        ({"lines": [{"seat_no": "A-1-1", "area": "Pit", "quantity": 1}]}, "lines[0]"),
+        ({"lines": [{"area": "Pit"}]}, "lines[0]"),
+        ({"lines": [{"seat_no": "A-1-1", "quantity": 2}]}, "lines[0]"),
+        ({"lines": [{"seat_no": "A-1-1", "tier": "a|b"}]}, "lines[0].tier"),
+        ({"lines": [{"seat_no": "A-1-1", "tier": "a"}, {"seat_no": "A-1-1", "tier": "b"}]}, ""),
+        ({"lines": [{"area": "Pit", "quantity": 15}, {"area": "Lawn", "quantity": 15}]}, ""),
+        ({"best_available": {"quantity": 0}}, "best_available.quantity"),
+        ({"best_available": {"quantity": 2, "near": "A-1-1"}}, "best_available.near"),
+        ({"seats": ["A-1-1"], "channel": ""}, "channel"),
     ],
 )
 async def test_a_wish_says_what_is_wrong_with_it(people: list[Person], show: Show, body: object, path: str) -> None:
@@ -183,7 +190,9 @@ async def test_part_of_a_hold_is_given_back(people: list[Person], show: Show) ->
     left = await people[0].post(path, {"seats": ["A-1-1"]}, key="k")
     assert left.status_code == 200, left.text
     assert (left.json()["amount"], [seat["seat_no"] for seat in left.json()["seats"]]) == (1000, ["A-1-2"])
-    assert (await people[0].post(path, {"seats": ["A-1-1"]}, key="k")).json()["amount"] == 1000
+    again = await people[0].post(path, {"seats": ["A-1-1"]}, key="k")
+    assert again.json()["amount"] == 1000
+    assert again.headers["idempotent-replayed"] == "true"
     assert problem(await people[0].post(path, {"seats": ["A-1-2"]}, key="k")) == (422, "idempotency_key_reused")
     assert problem(await people[0].post(path, {"seats": ["A-1-1"]})) == (404, "seat_unknown")
     assert (await show.reserve(people[1], "A-1-1")).status_code == 201
@@ -195,7 +204,10 @@ async def test_a_hold_is_extended_as_often_as_the_sale_allows(people: list[Perso
     first = await people[0].post(path, key="k1")
     assert first.status_code == 200, first.text
     assert first.json()["expires_at"] > held["expires_at"]
-    assert (await people[0].post(path, key="k1")).json()["expires_at"] == first.json()["expires_at"]
+    again = await people[0].post(path, key="k1")
+    assert again.json()["expires_at"] == first.json()["expires_at"]
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
     assert (await people[0].post(path, key="k2")).json()["expires_at"] > first.json()["expires_at"]
     assert problem(await people[0].post(path, key="k3")) == (409, "extension_spent")
 

@@ -162,7 +162,7 @@ async def test_twenty_seats_are_held_and_released_in_one_step(redis_any: RedisCl
     assert standing.held.amount == 20 * PRICE
     await hall.check()
 
-    assert await standing.release() == seats.Released(seat_nos)
+    assert await standing.release() == seats.Released(0, seat_nos)
     await hall.check()
 
 
@@ -413,27 +413,30 @@ async def test_from_its_deadline_on_a_hold_has_ended_sweep_or_not(hall: Hall) ->
 
 async def test_an_extension_adds_the_time_of_a_hold_and_the_same_one_again_nothing(hall: Hall) -> None:
     standing = await hall.held("A-1-1")
-    expected = seats.Extended(standing.held.expires_at_ms + 300_000)
+    until_ms = standing.held.expires_at_ms + 300_000
 
-    assert await together(standing.extend(), standing.extend()) == [expected, expected]
-    assert (await standing.find()).expires_at_ms == expected.expires_at_ms
+    assert await together(standing.extend(), standing.extend()) == [
+        seats.Extended(until_ms, 0),
+        seats.Extended(until_ms, 1),
+    ]
+    assert (await standing.find()).expires_at_ms == until_ms
     assert [entry["kind"] for entry in await hall.entries("journal")] == ["held", "extended"]
-    assert (await hall.entries("journal"))[1]["expires_at_ms"] == str(expected.expires_at_ms)
+    assert (await hall.entries("journal"))[1]["expires_at_ms"] == str(until_ms)
 
 
 async def test_extensions_have_a_budget_and_a_hold_an_absolute_lifetime(hall: Hall) -> None:
     budget = await hall.held("A-1-1")
     created = budget.held.created_at_ms
     await hall.set(hold_max_ms=2 * HOUR_MS)
-    assert await budget.extend("x1") == seats.Extended(created + 600_000)
-    assert await budget.extend("x2") == seats.Extended(created + 900_000)
+    assert await budget.extend("x1") == seats.Extended(created + 600_000, 0)
+    assert await budget.extend("x2") == seats.Extended(created + 900_000, 0)
     assert await budget.extend("x3") == seats.ExtensionSpent()
-    assert await budget.extend("x1") == seats.Extended(created + 900_000)
+    assert await budget.extend("x1") == seats.Extended(created + 900_000, 1)
 
     lifetime = await hall.held("A-1-2")
     created = lifetime.held.created_at_ms
     await hall.set(hold_max_ms=400_000, extensions_max=9)
-    assert await lifetime.extend("x1") == seats.Extended(created + 400_000)
+    assert await lifetime.extend("x1") == seats.Extended(created + 400_000, 0)
     assert await lifetime.extend("x2") == seats.ExtensionSpent()
     assert (await lifetime.find()).expires_at_ms == created + 400_000
 
@@ -468,7 +471,7 @@ async def test_a_hold_is_released_whole_and_the_same_release_again_does_nothing(
 
     replies = await together(standing.release(), standing.release())
 
-    assert replies == [seats.Released(("A-1-1", "A-1-2"))] * 2
+    assert replies == [seats.Released(0, ("A-1-1", "A-1-2")), seats.Released(1, ("A-1-1", "A-1-2"))]
     assert await hall.statuses() == {}
     found = await standing.find()
     assert (found.state, found.reason, found.amount) == ("ENDED", "USER", 2 * PRICE)
@@ -480,7 +483,7 @@ async def test_part_of_a_hold_is_given_back(hall: Hall) -> None:
     await hall.redis.hset(hall.sale.keys.prices, "A-1-2", 70_000)
     standing = await hall.held("A-1-1", "A-1-2", "A-1-3")
 
-    assert await standing.release("A-1-3", "A-1-1") == seats.Released(("A-1-3", "A-1-1"))
+    assert await standing.release("A-1-3", "A-1-1") == seats.Released(0, ("A-1-3", "A-1-1"))
 
     found = await standing.find()
     assert (found.state, found.lines, found.amount) == ("HELD", (seats.Line("A-1-2", 70_000),), 70_000)
@@ -494,7 +497,7 @@ async def test_a_late_copy_of_a_release_does_not_free_the_seat_for_its_next_hold
     await standing.release("A-1-1")
     await hall.held("A-1-1", by="bob")
 
-    assert await standing.release("A-1-1") == seats.Released(("A-1-1",))
+    assert await standing.release("A-1-1") == seats.Released(1, ("A-1-1",))
 
     assert await hall.statuses() == {"A-1-1": "HELD", "A-1-2": "HELD"}
 
@@ -502,11 +505,11 @@ async def test_a_late_copy_of_a_release_does_not_free_the_seat_for_its_next_hold
 async def test_naming_every_seat_ends_the_hold(hall: Hall) -> None:
     standing = await hall.held("A-1-1", "A-1-2")
 
-    assert await standing.release("A-1-2", "A-1-1") == seats.Released(("A-1-2", "A-1-1"))
+    assert await standing.release("A-1-2", "A-1-1") == seats.Released(0, ("A-1-2", "A-1-1"))
 
     assert (await standing.find()).state == "ENDED"
     assert (await hall.entries("journal"))[1]["whole"] == "1"
-    assert await standing.release("A-1-2", "A-1-1") == seats.Released(("A-1-2", "A-1-1"))
+    assert await standing.release("A-1-2", "A-1-1") == seats.Released(1, ("A-1-2", "A-1-1"))
 
 
 async def test_a_release_is_refused_to_others_to_other_wishes_and_in_other_states(hall: Hall) -> None:
@@ -1003,7 +1006,7 @@ async def test_a_full_store_refuses_holds_and_still_finishes_what_began(redis_an
             await unpaid.extend()
         assert await paying.confirm() == seats.Confirmed(2)
         assert await given_up.abandon() == seats.Abandoned("held")
-        assert await given_back.release() == seats.Released(("A-1-3",))
+        assert await given_back.release() == seats.Released(0, ("A-1-3",))
         assert await seats.expire(hall.gate, hall.sale, most=9) == seats.Expired(1, 0, 0)
         assert isinstance(await unpaid.pay(), seats.Paying)
         assert await settled.restore(seats.Claim("A-1-6")) == seats.Restored(1)

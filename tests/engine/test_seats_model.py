@@ -143,7 +143,7 @@ class Model:
         wanted = named or tuple(wish.seat_nos)
         if release_id in wish.releases:
             known, _ = wish.releases[release_id]
-            return seats.Released(wanted) if known == fingerprint else IdempotencyKeyReused()
+            return seats.Released(1, wanted) if known == fingerprint else IdempotencyKeyReused()
         if wish.shown == "ENDED":
             return seats.HoldEnded(wish.why)
         if wish.state != "HELD":
@@ -155,7 +155,7 @@ class Model:
             self.end(wish, "USER")
         else:
             wish.seat_nos = [seat_no for seat_no in wish.seat_nos if seat_no not in wanted]
-        return seats.Released(wanted)
+        return seats.Released(0, wanted)
 
     def pay(self, hold_id: str, by: str, payment_id: str) -> Reply | None:
         """Answer a refusal, or None and pay."""

@@ -167,7 +167,7 @@ async def test_places_come_back_once_however_they_end(hall: OfferedHall) -> None
     everything = ["Lawn-GA-1", "Lawn-GA-2", "Lawn-GA-3", "Lawn-GA-4"]
     bar = ["Bar-GA-1", "Bar-GA-2"]
     standing = await hall.standing(await hall.hold_lines(AreaLine("Lawn", 3)))
-    assert await standing.release("Lawn-GA-2") == seats.Released(("Lawn-GA-2",))
+    assert await standing.release("Lawn-GA-2") == seats.Released(0, ("Lawn-GA-2",))
     assert await hall.free_places() == ["Lawn-GA-2", "Lawn-GA-4", *bar]
     await standing.release(id_="r2")
     assert await hall.free_places() == [*everything, *bar]
