@@ -267,8 +267,9 @@ async def edit_schedule(
         if blocks:
             await SQL.edit_blocks.execute(connection, schedule.sale_id, *_columns(blocks, Block.__struct_fields__))
     sale = await book.read(schedule.sale_id)
-    if sale is not None:
+    if sale is not None and not (tiers or blocks):
         await sales.send_terms(stores.gate, sale)
+    # With tiers or blocks the copy in Redis is behind until the sale's owner, who looks every second, sends them all.
     return await find_schedule(stores.postgres, schedule_id) or NotFound()
 
 
