@@ -267,8 +267,9 @@ async def edit_schedule(
         if blocks:
             await SQL.edit_blocks.execute(connection, schedule.sale_id, *_columns(blocks, Block.__struct_fields__))
     sale = await book.read(schedule.sale_id)
-    if sale is not None:
+    if sale is not None and not (tiers or blocks):
         await sales.send_terms(stores.gate, sale)
+    # With tiers or blocks the copy in Redis is behind until the sale's owner, who looks every second, sends them all.
     return await find_schedule(stores.postgres, schedule_id) or NotFound()
 
 
@@ -319,6 +320,11 @@ async def find_hidden(postgres: asyncpg.Pool, sale_id: str) -> Hidden:
 async def list_seats_in_order(postgres: asyncpg.Pool, sale_id: str) -> list[Seat]:
     """The numbered seats of a sale as its operator listed them, the best first."""
     return [Seat(**row) for row in await SQL.list_seats_in_order.fetch(postgres, sale_id)]
+
+
+async def list_categories(postgres: asyncpg.Pool, sale_id: str) -> list[str]:
+    """The categories of a sale in the order in which its seats, and then its areas, name them."""
+    return [row["category"] for row in await SQL.list_categories.fetch(postgres, sale_id)]
 
 
 async def list_every_seat(postgres: asyncpg.Pool, sale_id: str, *, after: str, most: int) -> list[SeatRow]:

@@ -11,9 +11,11 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from engine import catalogue, floor_plans
+from engine import catalogue, floor_plans, sales
 from engine.catalogue import Offering, Seat
-from engine.stores.scripts import Argument
+from engine.sales import Configured, Sale
+from engine.stores.replies import Unavailable
+from engine.stores.scripts import Argument, Gate
 
 # Fields and bytes in one call: a millisecond of the store's time.
 FIELDS_AT_ONCE: Final = 1000
@@ -40,6 +42,27 @@ async def read(postgres: asyncpg.Pool, sale_id: str, taken: AbstractSet[str]) ->
     listed = await catalogue.list_seats_in_order(postgres, sale_id)
     offering = (await catalogue.find_offerings(postgres, [sale_id]))[sale_id]
     return await asyncio.to_thread(draw, sale_id, listed, offering, taken)
+
+
+async def send(gate: Gate, postgres: asyncpg.Pool, sale: Sale) -> Configured | Unavailable:
+    """Write the terms of a sale with its tiers and blocks to the store, unless newer ones stand there."""
+    categories = await catalogue.list_categories(postgres, sale.sale_id)
+    offering = (await catalogue.find_offerings(postgres, [sale.sale_id]))[sale.sale_id]
+    numbers = floor_plans.Numbers(
+        categories={category: number for number, category in enumerate(categories, start=1)},
+        blocks={block.block: number for number, block in enumerate(offering.blocks, start=1)},
+        areas={},
+    )
+    records = {
+        **{f"tiers:{key}": record for key, record in floor_plans.tier_records(offering.tiers, numbers).items()},
+        **{
+            f"blocks:{key}": record
+            for key, record in floor_plans.block_records(sale.sale_id, offering.blocks, numbers).items()
+        },
+    }
+    flat = [value for pair in records.items() for value in pair]
+    terms = (*sales.stored_terms(sale), *flat)
+    return await sales.ask(gate, sale, sales.CONFIGURE, version=sale.version, terms=terms)
 
 
 def draw(sale_id: str, listed: Sequence[Seat], offering: Offering, taken: AbstractSet[str] = frozenset()) -> Plan:

@@ -151,6 +151,24 @@ FROM tiers
 WHERE sale_id = ANY ($1::uuid[])
 ORDER BY sale_id, tier_no;
 
+-- name: list_categories
+-- The categories of a sale in the order in which scripts number them: as its seats name them, and then its areas.
+SELECT category
+FROM (
+  SELECT category, 0 AS after_seats, min(listed_no) AS named_no
+  FROM seats
+  WHERE sale_id = $1
+    AND area IS NULL
+  GROUP BY category
+  UNION ALL
+  SELECT category, 1, min(area_no)
+  FROM areas
+  WHERE sale_id = $1
+  GROUP BY category
+) AS named
+GROUP BY category
+ORDER BY min(after_seats), min(named_no) FILTER (WHERE after_seats = 0), min(named_no);
+
 -- name: list_blocks
 -- The blocks of these sales.
 SELECT sale_id, block, access_code, channel, opens_at, closes_at

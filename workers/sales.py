@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from engine import rebuild, sales, shifts
+from engine import offers, rebuild, sales, shifts
 from engine.cards import Cards
 from engine.sales import Checkpoint, Sale, SaleBook
 from engine.stores import outbox
@@ -197,7 +197,7 @@ class Inspection:
         if not isinstance(reply, Checkpoint):
             raise Divergence(f"the store answers {word_of(type(reply))}")
         if reply.version < row.version:
-            await sales.send_terms(stores.gate, row)
+            await offers.send(stores.gate, stores.postgres, row)
         metrics.keep_behind(row.sale_id, outbox=reply.outbox_behind, journal=reply.journal_behind)
         return False
 

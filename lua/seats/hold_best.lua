@@ -99,6 +99,9 @@ local refused, buyer = judge_buyer(buyer_id, queue_no, early)
 if refused then return refused end
 refused = judge_limit(buyer, quantity, find_holds(buyer.open))
 if refused then return refused end
+if sale.has_floor ~= "1" then
+  return { "offer_unknown", "floor best_available" } -- it was written before there were any
+end
 local ranges, unknown = ranges_in(section, category)
 local allowed, exists, short = categories_of(tier, quantity)
 if not ranges or (allowed and not exists) then
@@ -135,6 +138,7 @@ refused, price_list = price_lines(found, line_tiers)
 if refused then return refused end
 
 -- Change.
+forget_lonely(found)
 local hold = hold_seats(hold_id, buyer, fingerprint, pick.seat_nos, price_list, line_tiers, found, false)
 return {
   "held_best", hold.expires_at_ms, hold.fence, hold.amount, now_ms, pick.level, pick.groups, pick.orphans, hold.seats,

@@ -16,8 +16,9 @@ local UNIT = "^([^|]*)|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|(%d+)$"
 -- Units that one operation looks at before it asks to be repeated, and those that all operations of one call do.
 local LOOKS_MAX, LOOKS_OF_A_CALL_MAX = 64, 256
 local looks_of_a_call = 0
--- What the operations of one call have seen: units, which never change, and how seats fit into what is free of one.
-local known_units, known_fits = {}, {}
+-- What the operations of one call have seen: units, which never change; how seats fit into what is free of one; and in
+-- which units so many seats would leave somebody alone, which is true until a seat of them is taken or freed.
+local known_units, known_fits, known_lonely, known_since = {}, {}, {}, 0
 -- Lapsed holds that end before a pick, so that their seats are among those that are picked from.
 local LAPSED_FIRST = 4
 
@@ -69,6 +70,24 @@ local function categories_of(tier, quantity)
     end
   end
   return allowed, exists, most < quantity and quantity .. " " .. text(most) .. " tier " .. tier or nil
+end
+
+local function lonely_units(quantity, accessible)
+  if known_since ~= swept then
+    known_lonely, known_since = {}, swept
+  end
+  local question = quantity .. "|" .. accessible
+  known_lonely[question] = known_lonely[question] or {}
+  return known_lonely[question]
+end
+
+-- Seats of these units were taken.
+local function forget_lonely(found)
+  for _, seat in ipairs(found) do
+    for _, unit_nos in pairs(known_lonely) do
+      unit_nos[tonumber(seat.unit_no)] = nil
+    end
+  end
 end
 
 -- A hall as this wish sees it.
@@ -209,17 +228,21 @@ end
 -- Adjacent seats, looking on from a unit: the pick, or where to look on, or neither. In the first pass (`level` 1) they
 -- must leave nobody alone, and `second` is the first unit in which they fit and do; the next pass begins there.
 local function pick_adjacent(view, quantity, level, unit_no, second)
+  local lonely = lonely_units(quantity, view.accessible)
   unit_no = next_unit(view, unit_no, quantity)
   while unit_no do
     if is_tired(view) then
       return nil, level .. "|" .. unit_no .. "|" .. second
     end
-    local pick = try(view, unit_no, quantity)
-    if pick and (pick.orphans == 0 or level == 2) then
-      pick.level = pick.orphans == 0 and 1 or 2
-      return pick
+    if level == 2 or not lonely[unit_no] then
+      local pick = try(view, unit_no, quantity)
+      if pick and (pick.orphans == 0 or level == 2) then
+        pick.level = pick.orphans == 0 and 1 or 2
+        return pick
+      end
+      lonely[unit_no] = pick ~= nil or nil
     end
-    second = pick and second == "" and text(unit_no) or second
+    second = lonely[unit_no] and second == "" and text(unit_no) or second
     unit_no = next_unit(view, unit_no + 1, quantity)
   end
   if level == 1 and second ~= "" then

@@ -12,6 +12,9 @@
 --   per_buyer_max                                0: no limit
 --   hold_ms hold_max_ms pay_ms                   a hold's time, its absolute lifetime, a payment's time
 --   extensions_max repeat_window_ms
+--   release_jitter_ms                            seats of a lapsed hold are free up to so much later; 0: at its deadline
+--   has_floor                                    1: it was written with a floor, see hall.lua
+--   waiting_list                                 1: what is freed is BLOCKED for the waiting list
 --   room                                         off | prequeue | open | paused | draining | closed | bypass
 --   active_max admitted_per_minute_max           the caps
 --   entry_ms session_ms recall_ms                the times of a token

@@ -14,7 +14,7 @@ from engine import seats, wishes
 from engine.stores import embedded
 from engine.stores.connections import RedisClient, open_redis
 from tests.engine.offered_halls import OfferedHall, Row, Unit, open_offered, units_of
-from tests.engine.seat_sales import together
+from tests.engine.seat_sales import open_hall, together
 
 # --- what is best -----------------------------------------------------------------------------------------------------
 
@@ -312,3 +312,12 @@ async def test_a_pick_frees_what_it_cannot_hold(redis_any: RedisClient) -> None:
     assert isinstance(held, wishes.HeldBest)
     assert held.groups == 10
     await hall.check()
+
+
+async def test_a_sale_that_was_written_without_a_floor_says_so(redis_any: RedisClient) -> None:
+    hall = await open_hall(redis_any)
+
+    best = await wishes.hold_best(
+        hall.gate, hall.sale, hold_id="h" * 32, buyer_id="b" * 32, fingerprint="f", best=wishes.Best(quantity=1)
+    )
+    assert best == seats.OfferUnknown(("floor best_available",))

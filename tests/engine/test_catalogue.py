@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from engine import catalogue, rebuild, seats
+from engine import catalogue, offers, rebuild, sales, seats
 from engine.catalogue import Area, Block, Concert, Offering, Offerings, Poster, Schedule, Seat, Tier
 from engine.refusals import IdempotencyKeyReused, NotFound
 from engine.sales import SaleBook, StaleVersion, Terms
@@ -184,8 +184,12 @@ async def test_caps_and_blocks_are_edited_with_the_schedule(stores: Stores) -> N
     assert before is not None
     assert after is not None
     assert after.version == before.version + 1
+    # The sale's owner sees that its copy is behind, and sends everything that was edited.
+    await offers.send(stores.gate, postgres, after)
     term = await stores.redis.hget(after.keys.sale, "release_jitter_ms")  # type: ignore[misc]
     assert term == b"30000"
+    assert await stores.redis.hgetall(after.keys.tiers) == {b"child|2": b"1|"}  # type: ignore[misc]
+    assert await stores.redis.hget(after.keys.blocks, "1") == b"|bank|0|%d" % sales.milliseconds(START)  # type: ignore[misc]
     stale = await catalogue.edit_schedule(stores, book, schedule_id=made.schedule_id, version=1, **edits)
     assert stale == StaleVersion(2)
 

@@ -134,6 +134,25 @@ async def test_a_sale_written_anew_offers_what_it_offered_and_every_place_once(s
     assert {int(count) for count in after["tier_counts"].values()} == {0}
 
 
+async def test_caps_and_codes_are_sent_with_the_terms_of_a_running_sale(stores: Stores) -> None:
+    sale, _ = await open_sale(stores)
+    before = await contents(stores, sale)
+    numbered = await catalogue.list_categories(stores.postgres, sale.sale_id)
+    assert numbered == ["GOLD", "STD", "STANDING"]
+    await stores.postgres.execute("UPDATE tiers SET max = 9")
+    await stores.postgres.execute("UPDATE blocks SET access_code = 'WINTER'")
+    await stores.postgres.execute("UPDATE sales SET version = version + 1")
+
+    newer = await sale_of(stores, sale.sale_id)
+    await offers.send(stores.gate, stores.postgres, newer)
+
+    after = await contents(stores, newer)
+    assert after["tiers"] == {b"child|3": b"1000|9", b"child|2": b"500|9"}
+    assert after["blocks"] == {b"1": f"{wishes.code_hash(sale.sale_id, 'WINTER')}||0|0".encode()}
+    unchanged = before.keys() - {"tiers", "blocks"}
+    assert {name: after[name] for name in unchanged} == {name: before[name] for name in unchanged}
+
+
 def test_a_plan_is_written_in_bounded_parts() -> None:
     hall = [Seat(section="A", row=str(n // 50), number=n, category="R", price=5) for n in range(1, 20_001)]
     plan = offers.draw("5" * 32, hall, Offering())
