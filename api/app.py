@@ -31,6 +31,7 @@ from api import (
     sales,
     seats,
     tickets,
+    waiting_lists,
     waiting_room,
     webhooks,
 )
@@ -56,6 +57,7 @@ DOMAINS: tuple[Routes, ...] = (
     payments.routes,
     tickets.routes,
     cancellations.routes,
+    waiting_lists.routes,
     webhooks.routes,
     audit.routes,
     health.routes,

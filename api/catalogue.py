@@ -25,7 +25,7 @@ from engine.sales import StaleVersion, Terms
 routes = Routes("Tickets")
 
 # Fields of a schedule that are terms of its sale under the same name.
-SALE_TERMS = ("opens_at", "closes_at", "per_buyer_max", "hold_s", "pay_s", "release_jitter_s")
+SALE_TERMS = ("opens_at", "closes_at", "per_buyer_max", "hold_s", "pay_s", "release_jitter_s", "offer_s")
 
 Line = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Prose = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$")]
@@ -83,6 +83,7 @@ class ScheduleTerms(Body, frozen=True):
         ]
         | UnsetType
     ) = UNSET
+    offer_s: Seconds | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         """Refuse moments that do not fit to each other or to a calendar."""
@@ -199,6 +200,7 @@ class OperatorsScheduleDocument(DateDocument, frozen=True):
     hold_s: int
     pay_s: int
     release_jitter_s: int
+    offer_s: int
     refund_policy: list[RefundRule]
     tiers: list[CappedTierDocument]
     blocks: list[BlockDocument]
@@ -504,6 +506,7 @@ async def _operators_schedule(request: Request, schedule: Schedule) -> Operators
         hold_s=schedule.hold_s,
         pay_s=schedule.pay_s,
         release_jitter_s=schedule.release_jitter_s,
+        offer_s=schedule.offer_s,
         refund_policy=[RefundRule(**rule) for rule in schedule.refund_policy],
         areas=[_area(area, available=area.available) for area in offering.areas],
         tiers=[CappedTierDocument(**msgspec.structs.asdict(tier)) for tier in offering.tiers],

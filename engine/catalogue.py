@@ -71,6 +71,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     hold_s: int
     pay_s: int
     release_jitter_s: int
+    offer_s: int
     refund_policy: tuple[dict[str, int], ...]
     fingerprint: str
     version: int

@@ -15,6 +15,7 @@ anywhere is simply begun again, in another epoch.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -113,6 +114,8 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
     queue_no_ceiling: int
     serving: int
     holds: Sequence[asyncpg.Record]
+    # Seats of holds that end here: whatever frees a seat makes it the waiting list's, where there is one.
+    given_up: AbstractSet[str]
 
 
 # What callers see -----------------------------------------------------------------------------------------------------
@@ -220,11 +223,9 @@ async def _raise_epoch(stores: Stores, sale: Sale, generation: int, found_epoch:
         assert raised is not None  # noqa: S101 - its watermarks refer to it
         await SQL.reset_streams.execute(connection, sale_id, raised["epoch"])
         claims = {row["seat_no"]: row["reservation_id"] for row in await SQL.list_claims.fetch(connection, sale_id)}
-        verdict = decide(
-            claims,
-            await SQL.list_live_payments.fetch(connection, sale_id),
-            await SQL.list_unpaid.fetch(connection, sale_id),
-        )
+        live_payments = await SQL.list_live_payments.fetch(connection, sale_id)
+        unpaid = await SQL.list_unpaid.fetch(connection, sale_id)
+        verdict = decide(claims, live_payments, unpaid)
         await _void(connection, verdict.voided_payment_ids)
         await reservations.end(connection, dict(verdict.endings))
         holds = [
@@ -242,6 +243,12 @@ async def _raise_epoch(stores: Stores, sale: Sale, generation: int, found_epoch:
         queue_no_ceiling=raised["queue_no_ceiling"],
         serving=raised["serving"],
         holds=holds,
+        given_up={
+            seat_no
+            for row in (*live_payments, *unpaid)
+            if row["reservation_id"] in verdict.endings
+            for seat_no in row["seat_nos"]
+        },
     )
 
 
@@ -308,16 +315,19 @@ async def _write(stores: Stores, copy: Copy) -> Counted:
     _expect(await CLEAR(gate, sale.keys, epoch=sale.epoch, admitted=admitted, terms=terms), Cleared)
 
     taken = {seat_no for hold in copy.holds if hold["state"] != "ENDED" for seat_no in hold["seat_nos"] or ()}
-    plan = await offers.read(stores.postgres, sale.sale_id, taken)
+    shelved = copy.given_up - taken if sale.waiting_list else frozenset()
+    plan = await offers.read(stores.postgres, sale.sale_id, taken | shelved)
     for name, part in plan.parts():
         _expect(await LOAD_OFFER(gate, sale.keys, epoch=sale.epoch, name=name, rows=part), Loaded)
     seats_total = 0
     blocked: set[str] = set()
     async for rows in _pages(stores.postgres, SQL.list_seats, sale.sale_id, "", "seat_no", SEATS_AT_ONCE):
-        flat = [value for row in rows for value in (row["seat_no"], plan.prices[row["seat_no"]], int(row["blocked"]))]
+        flat = [
+            value for row in rows for value in (row["seat_no"], plan.prices[row["seat_no"]], _standing(row, shelved))
+        ]
         _expect(await LOAD_SEATS(gate, sale.keys, epoch=sale.epoch, rows=flat), Loaded)
         seats_total += len(rows)
-        blocked.update(row["seat_no"] for row in rows if row["blocked"])
+        blocked.update(row["seat_no"] for row in rows if _standing(row, shelved))
     for held in _chunks(copy.holds, HOLDS_AT_ONCE):
         flat = [value for row in held for value in _hold_values(row)]
         _expect(await LOAD_HOLDS(gate, sale.keys, epoch=sale.epoch, rows=flat), Loaded)
@@ -384,6 +394,11 @@ def _hold_values(row: Row) -> tuple[Argument, ...]:
         ",".join(row["ended_payment_ids"]),
         seats.joined_tiers(row["tiers"] or ()),
     )
+
+
+def _standing(row: Row, shelved: AbstractSet[str]) -> int:
+    """How a seat stands before holds are written on it, as lua/sales/load_seats.lua has it."""
+    return 1 if row["blocked"] else 2 if row["seat_no"] in shelved else 0
 
 
 def _ended_token(row: Row) -> str:

@@ -64,6 +64,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     recall_s: int = 300
     draining_no: int | None = None
     release_jitter_s: int = 0
+    offer_s: int = 900
 
 
 class Sale(Terms, frozen=True, kw_only=True):
@@ -76,6 +77,8 @@ class Sale(Terms, frozen=True, kw_only=True):
     store_state: str = "open"
     fingerprint: str | None = None
     version: int = 1
+    # Somebody waits for seats that come back.
+    waiting_list: bool = False
     # The last checkpoint of the line, and the numbers that it is allowed.
     serving: int = 0
     queue_no_ceiling: int = 0
@@ -108,7 +111,10 @@ class Configured(Reply, frozen=True):
 
 
 class Checkpoint(Reply, frozen=True):
-    """Where the line of a sale stands, which version of its terms the store has, and how far Postgres is behind it."""
+    """Where the line of a sale stands, which version of its terms the store has, and how far Postgres is behind it.
+
+    `stranded` seats were freed for a waiting list that is over.
+    """
 
     version: int
     serving: int
@@ -116,6 +122,7 @@ class Checkpoint(Reply, frozen=True):
     queue_no_ceiling: int
     outbox_behind: int
     journal_behind: int
+    stranded: int
 
 
 CHECKPOINT = Script("sales/checkpoint", SaleKeys, Checkpoint | SaleUnknown | StaleEpoch | SaleRebuilding)
@@ -302,6 +309,8 @@ def stored_terms(sale: Sale) -> tuple[Argument, ...]:
         *("recall_ms", sale.recall_s * 1000),
         *("draining_no", sale.draining_no or 0),
         *("release_jitter_ms", sale.release_jitter_s * 1000),
+        *("waiting_list", int(sale.waiting_list)),
+        *("offer_ms", sale.offer_s * 1000),
     )
 
 

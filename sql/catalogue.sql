@@ -40,7 +40,7 @@ RETURNING version;
 -- name: find_schedule
 -- One schedule with its sale's terms.
 SELECT schedule_id, concert_id, sale_id, start_at, opens_at, closes_at, seats_total, seats_available, per_buyer_max,
-  hold_s, pay_s, release_jitter_s, refund_policy, schedules.fingerprint, schedules.version
+  hold_s, pay_s, release_jitter_s, offer_s, refund_policy, schedules.fingerprint, schedules.version
 FROM schedules
 JOIN sales USING (sale_id)
 WHERE schedule_id = $1;
@@ -48,7 +48,7 @@ WHERE schedule_id = $1;
 -- name: list_schedules
 -- The schedules of these concerts, in the order they take place.
 SELECT schedule_id, concert_id, sale_id, start_at, opens_at, closes_at, seats_total, seats_available, per_buyer_max,
-  hold_s, pay_s, release_jitter_s, refund_policy, schedules.fingerprint, schedules.version
+  hold_s, pay_s, release_jitter_s, offer_s, refund_policy, schedules.fingerprint, schedules.version
 FROM schedules
 JOIN sales USING (sale_id)
 WHERE concert_id = ANY ($1::uuid[])

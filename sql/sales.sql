@@ -35,9 +35,10 @@ LIMIT $1;
 -- A new sale; a repeat changes nothing. From $4 on its terms, in their order.
 INSERT INTO sales (
   sale_id, kind, fingerprint, name, opens_at, closes_at, per_buyer_max, hold_s, hold_max_s, extensions_max, pay_s,
-  refund_policy, room, active_max, admitted_per_minute_max, entry_s, session_s, recall_s, draining_no, release_jitter_s
+  refund_policy, room, active_max, admitted_per_minute_max, entry_s, session_s, recall_s, draining_no, release_jitter_s,
+  offer_s
 )
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
 ON CONFLICT (sale_id) DO NOTHING;
 
 -- name: add_watermarks
@@ -75,6 +76,7 @@ SET name = $2,
     recall_s = $16,
     draining_no = $17,
     release_jitter_s = $18,
+    offer_s = $19,
     version = version + 1,
     updated_at = now()
 WHERE sale_id = $1

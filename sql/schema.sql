@@ -126,6 +126,9 @@ CREATE TABLE sales (
   draining_no bigint,
   -- A seat of a lapsed hold is free again up to so many seconds after the deadline, so that no robot knows when.
   release_jitter_s integer NOT NULL DEFAULT 0 CHECK (release_jitter_s BETWEEN 0 AND 3600),
+  -- Somebody waits for seats that come back: what is freed is kept for the waiting list, and offered for so long.
+  waiting_list boolean NOT NULL DEFAULT false,
+  offer_s integer NOT NULL DEFAULT 900 CHECK (offer_s BETWEEN 1 AND 86400),
   -- Numbers are given out up to here; a counter that was lost goes on from here.
   queue_no_ceiling bigint NOT NULL DEFAULT 0,
   -- The last checkpoint of the highest place ever admitted.
@@ -460,6 +463,36 @@ CREATE TABLE schedule_cancellations (
   updated_at timestamptz NOT NULL DEFAULT now(),
   finished_at timestamptz
 );
+
+-- Who waits for what comes back ---------------------------------------------------------------------------------------
+
+CREATE TABLE waiting_list_entries (
+  entry_id uuid PRIMARY KEY,
+  -- The order of joining: numbers are given out under the lock of the sale's row.
+  entry_no bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+  sale_id uuid NOT NULL,
+  schedule_id uuid NOT NULL,
+  user_id uuid NOT NULL REFERENCES users,
+  -- The wish: so many seats, side by side or not, of one category, of one section, each at most so dear.
+  quantity integer NOT NULL CHECK (quantity BETWEEN 1 AND 20),
+  adjacent boolean NOT NULL,
+  category text,
+  section text,
+  price_max bigint CHECK (price_max >= 0),
+  accessible integer NOT NULL DEFAULT 0 CHECK (accessible >= 0),
+  -- What will be offered is a hold of this id, once: whether it was, and what became of it, its reservation says.
+  reservation_id uuid NOT NULL UNIQUE,
+  status text NOT NULL CHECK (status IN ('WAITING', 'OFFERED', 'TAKEN', 'LAPSED', 'LEFT')),
+  reason text CHECK (reason IN ('USER', 'EVENT_OVER', 'EVENT_CANCELLED')),
+  fingerprint text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT waiting_list_entries_accessible CHECK (accessible <= quantity),
+  CONSTRAINT waiting_list_entries_reason CHECK ((status = 'LEFT') = (reason IS NOT NULL))
+);
+CREATE INDEX waiting_list_entries_waiting ON waiting_list_entries (sale_id, entry_no) WHERE status = 'WAITING';
+CREATE INDEX waiting_list_entries_offered ON waiting_list_entries (reservation_id) WHERE status = 'OFFERED';
+CREATE INDEX waiting_list_entries_mine ON waiting_list_entries (user_id, entry_no DESC);
 
 -- The waiting room ---------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ REBUILD_SECONDS = Histogram(
 )
 EXPIRED = Counter("lastseat_holds_expired", "Holds that a sweep ended.")
 ADMITTED = Counter("lastseat_people_admitted", "People who were called from a waiting line.")
+OFFERED = Counter("lastseat_waiting_list_offers", "Offers of freed seats to those who waited for them.")
 RECONCILED = Counter("lastseat_reconciled", "Steps of payments that were left half done, and finished.", ["step"])
 ERRANDS = Counter("lastseat_gateway_errands", "Captures, voids and refunds that a gateway was told.", ["outcome"])
 FAULTS = Counter("lastseat_worker_faults", "Passes of a worker's loops that failed and are tried again.", ["work"])

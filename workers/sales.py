@@ -18,7 +18,7 @@ from engine.stores import outbox
 from engine.stores.connections import Stores
 from engine.stores.outbox import Divergence, Head, OwnershipLost, Reader, Stream
 from engine.stores.replies import SaleUnknown, word_of
-from workers import cancellations, cards, loops, metrics, payments, seats, waiting_room
+from workers import cancellations, cards, loops, metrics, payments, seats, waiting_lists, waiting_room
 from workers.loops import Reopen
 from workers.outbox import Doorbell, drain
 
@@ -58,6 +58,7 @@ class Shift:
                 tasks.create_task(loops.every(TAKE_EVERY_S, self._take, name="take"))
                 tasks.create_task(loops.every(INSPECT_EVERY_S, self._book.refresh, name="refresh"))
                 tasks.create_task(loops.every(cancellations.CALL_OFF_EVERY_S, self._call_off, name="call_off"))
+                tasks.create_task(loops.every(waiting_lists.FOLLOW_EVERY_S, self._follow, name="follow"))
         finally:
             await self._stop(list(self._services))
             try:
@@ -96,6 +97,10 @@ class Shift:
     async def _call_off(self) -> bool:
         """Go on with events that are off, also those whose sales other workers own."""
         return await cancellations.call_off(self._stores, self._book)
+
+    async def _follow(self) -> None:
+        """Note what became of offers to those who waited, in all sales."""
+        await waiting_lists.follow(self._stores)
 
     async def _drop(self, sale_ids: Sequence[str]) -> None:
         for sale_id in sale_ids:
@@ -152,6 +157,7 @@ class Shift:
             (seats.SWEEP_EVERY_S, "sweep", seats.sweep),
             (waiting_room.ADMIT_EVERY_S, "admit", waiting_room.admit),
             (payments.RECONCILE_EVERY_S, "reconcile", payments.reconcile),
+            (waiting_lists.SERVE_EVERY_S, "waiting_lists", waiting_lists.serve),
             *([(cards.ADVANCE_EVERY_S, "cards", partial(cards.advance, self._desk))] if self._desk else []),
         )
         try:
@@ -198,6 +204,8 @@ class Inspection:
             raise Divergence(f"the store answers {word_of(type(reply))}")
         if reply.version < row.version:
             await offers.send(stores.gate, stores.postgres, row)
+        if reply.stranded > 0:
+            await waiting_lists.give_back(stores, row)
         metrics.keep_behind(row.sale_id, outbox=reply.outbox_behind, journal=reply.journal_behind)
         return False
 

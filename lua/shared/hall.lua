@@ -23,6 +23,9 @@ local places = KEYS[12]
 local tier_counts = KEYS[13]
 local freed = KEYS[14]
 
+-- What stands on a seat that the waiting list has.
+local SHELVED = "BLOCKED list 0"
+
 local SEAT = "^(%d+)|(%d+)|(%d+)|(%d*)|(%d+)|([FAP])$"
 local HIGHEST, HIGHEST_IN_BLOCK = string.char(64 + 60), string.char(128 + 64 + 60)
 
@@ -145,6 +148,26 @@ local function occupy(seat_nos, found)
   tell_changes(seat_nos, found)
 end
 
+-- The public may have these seats.
+local function open_up(seat_nos, found)
+  redis.call("HDEL", seats, unpack(seat_nos))
+  if found then
+    mark_floor(found, true)
+    mark_places(seat_nos, found, true)
+  end
+end
+
+-- The waiting list has these seats, until somebody gives them on.
+local function shelve(seat_nos)
+  local standing, scores = {}, {}
+  for at, seat_no in ipairs(seat_nos) do
+    standing[2 * at - 1], standing[2 * at] = seat_no, SHELVED
+    scores[2 * at - 1], scores[2 * at] = now_ms, seat_no
+  end
+  redis.call("HSET", seats, unpack(standing))
+  redis.call("ZADD", freed, unpack(scores))
+end
+
 -- Seats stand under no hold any more: they are FREE, or the waiting list's. The caller's version is counted up.
 local function free_seats(seat_nos, line_tiers)
   if #seat_nos == 0 then
@@ -153,19 +176,9 @@ local function free_seats(seat_nos, line_tiers)
   local found = read_seats(seat_nos)
   count_tiers(found, line_tiers, -1)
   if sale.waiting_list == "1" then
-    local standing, scores = {}, {}
-    for at, seat_no in ipairs(seat_nos) do
-      standing[2 * at - 1], standing[2 * at] = seat_no, "BLOCKED list 0"
-      scores[2 * at - 1], scores[2 * at] = now_ms, seat_no
-    end
-    redis.call("HSET", seats, unpack(standing))
-    redis.call("ZADD", freed, unpack(scores))
+    shelve(seat_nos)
   else
-    redis.call("HDEL", seats, unpack(seat_nos))
-    if found then
-      mark_floor(found, true)
-      mark_places(seat_nos, found, true)
-    end
+    open_up(seat_nos, found)
   end
   tell_changes(seat_nos, found)
 end

@@ -14,7 +14,7 @@
 --   extensions_max repeat_window_ms
 --   release_jitter_ms                            seats of a lapsed hold are free up to so much later; 0: at its deadline
 --   has_floor                                    1: it was written with a floor, see hall.lua
---   waiting_list                                 1: what is freed is BLOCKED for the waiting list
+--   waiting_list offer_ms                        1: what is freed is BLOCKED for the waiting list; how long it is offered
 --   room                                         off | prequeue | open | paused | draining | closed | bypass
 --   active_max admitted_per_minute_max           the caps
 --   entry_ms session_ms recall_ms                the times of a token

@@ -53,7 +53,8 @@ local function read_wish(lines)
   return wish
 end
 
--- What may begin at all: nil and what is known of the buyer, or why not. With `early` the sale need not have begun.
+-- What may begin at all: nil and what is known of the buyer, or why not. With `early` the sale need not have begun;
+-- without a `queue_no` (an empty one) no place in line is asked for.
 local function judge_buyer(buyer_id, queue_no, early)
   if now_ms < term("opens_at_ms") and not early then
     return { "sale_not_open", sale.opens_at_ms }
@@ -65,7 +66,7 @@ local function judge_buyer(buyer_id, queue_no, early)
     return { "busy", 1000 }
   end
   local buyer = { id = buyer_id, queue_no = "0" }
-  if room_is_on() then
+  if queue_no ~= "" and room_is_on() then
     buyer.token, buyer.token_deadline_ms = active_token(tokens, active, buyer_id, queue_no)
     if not buyer.token then
       return { "not_admitted" }
@@ -249,9 +250,9 @@ local function price_lines(found, line_tiers)
 end
 
 -- A new hold of seats that are free, and what is known of them, if anything. With `took_over` holds have just ended for
--- it.
-local function hold_seats(hold_id, buyer, fingerprint, seat_nos, price_list, line_tiers, found, took_over)
-  local amount = 0
+-- it; with `until_ms` its time is another than the sale gives to all.
+local function hold_seats(hold_id, buyer, fingerprint, seat_nos, price_list, line_tiers, found, took_over, until_ms)
+  local amount, ends_at = 0, until_ms or held_until
   for _, price in ipairs(price_list) do
     amount = amount + tonumber(price)
   end
@@ -263,7 +264,7 @@ local function hold_seats(hold_id, buyer, fingerprint, seat_nos, price_list, lin
     queue_no = buyer.queue_no,
     fingerprint = fingerprint,
     created_at_ms = held_at,
-    expires_at_ms = held_until,
+    expires_at_ms = ends_at,
     amount = amount,
     seats = table.concat(seat_nos, ","),
     prices = table.concat(price_list, ","),
@@ -283,7 +284,7 @@ local function hold_seats(hold_id, buyer, fingerprint, seat_nos, price_list, lin
   append(
     journal, n, "held", "hold_id", hold_id, "buyer_id", buyer.id, "fence", hold.fence, "queue_no", buyer.queue_no,
     "fingerprint", fingerprint, "seats", hold.seats, "prices", hold.prices, "amount", amount,
-    "created_at_ms", held_at, "expires_at_ms", held_until, unpack(line_tiers and { "tiers", hold.tiers } or NOTHING)
+    "created_at_ms", held_at, "expires_at_ms", ends_at, unpack(line_tiers and { "tiers", hold.tiers } or NOTHING)
   )
   return hold
 end
