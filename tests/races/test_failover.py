@@ -58,7 +58,8 @@ async def settled(shop: Shop) -> bool:
     # What a worker has locked is not standing still, and waiting for it out of order could cut its batch short.
     await shop.stores.postgres.execute(
         "UPDATE payments SET updated_at = now() - interval '1 hour' WHERE payment_id IN ("
-        "SELECT payment_id FROM payments WHERE status IN ('PENDING', 'AUTHORISED') ORDER BY payment_id FOR UPDATE SKIP LOCKED)"
+        "SELECT payment_id FROM payments WHERE status IN ('PENDING', 'AUTHORISED') "
+        "ORDER BY payment_id FOR UPDATE SKIP LOCKED)"
     )
     live = await shop.stores.postgres.fetchval(
         "SELECT count(*) FROM payments WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')"
