@@ -28,6 +28,9 @@ SETTLE_S = 10.0
 GRACE_S = 30
 """How long something may take to be finished after its time, or after the faults stopped."""
 
+GATHERED_MS = 10_000
+"""How long a freed seat may wait for others that go with it."""
+
 TITLES: Mapping[str, str] = {
     "I1": "Every seat is counted once and has at most one live claim",
     "I2": "Everything that a client heard confirmed is in Postgres",
@@ -267,6 +270,7 @@ class Copy:
     holds: dict[str, Hold]
     deadlines: dict[str, int]
     paying: dict[str, int]
+    freed: dict[str, int]
     buyers: dict[str, str]
     tokens: dict[str, Called]
 
@@ -355,10 +359,10 @@ async def _read_copy(redis: RedisClient, keys: SaleKeys) -> Copy:
             *map(read_hash, (keys.sale, keys.prices, keys.seats, keys.holds, keys.buyers, keys.tokens))
         )
     ]
-    deadlines, paying = [
+    deadlines, paying, freed = [
         {member.decode(): int(score) for member, score in pairs}
         for pairs in await asyncio.gather(
-            *(redis.zrange(key, 0, -1, withscores=True) for key in (keys.deadlines, keys.paying))
+            *(redis.zrange(key, 0, -1, withscores=True) for key in (keys.deadlines, keys.paying, keys.freed))
         )
     ]
     return Copy(
@@ -368,6 +372,7 @@ async def _read_copy(redis: RedisClient, keys: SaleKeys) -> Copy:
         holds={hold_id: Hold.parse(record) for hold_id, record in holds.items()},
         deadlines=deadlines,
         paying=paying,
+        freed=freed,
         buyers=buyers,
         tokens={owner: Called.parse(record) for owner, record in tokens.items()},
     )
@@ -455,6 +460,8 @@ def _miscounts(hall: Hall) -> Iterator[str]:
     for state, waiting in (("HELD", copy.deadlines), ("PAYING", copy.paying)):
         for hold_id in sorted(copy.holds_in(state).keys() ^ waiting.keys()):
             yield f"hold {hold_id} is {state} or has the deadline of one, and not both"
+    for seat_no in sorted(_shelved(copy) - copy.freed.keys()):
+        yield f"seat {seat_no} is kept for the waiting list, which does not know of it"
 
 
 async def _believe(postgres: asyncpg.Pool, heard: Sequence[Heard]) -> _Case:
@@ -541,7 +548,7 @@ async def _compare_charges(found: _Questions) -> _Case:
 
 
 async def _find_repeats(found: _Questions, heard: Sequence[Heard]) -> _Case:
-    case = _Case("I4", await found.count("balance_history", "tickets"))
+    case = _Case("I4", await found.count("balance_history", "tickets", "waiting_list_entries"))
     case.accuse_all(
         await found.ask("find_repeated_changes"),
         lambda row: f"{row['ref_type']} {row['ref_id']} changed a balance {row['times']} times by {row['type']}",
@@ -553,6 +560,13 @@ async def _find_repeats(found: _Questions, heard: Sequence[Heard]) -> _Case:
     case.accuse_all(
         await found.ask("find_tickets_without_a_seat"),
         lambda row: f"ticket {row['ticket_no']} is {row['status']} for seat {row['seat_no']}, which was given back",
+    )
+    case.accuse_all(
+        await found.ask("find_strayed_offers"),
+        lambda row: (
+            f"entry {row['entry_id']} of a waiting list is {row['status']} and waits for {row['quantity']} seats; its "
+            f"reservation is {row['reservation_status'] or 'not there'}, with {row['seats']}"
+        ),
     )
     effects: dict[tuple[str, str, str], str] = {}
     for line in heard:
@@ -656,7 +670,17 @@ async def _find_unfinished(found: _Questions, halls: Sequence[Hall], grace_s: in
             for hold_id, deadline_ms in sorted(waiting.items()):
                 if deadline_ms < overdue_ms:
                     case.accuse_copy(hall, f"the {what} {hold_id} lapsed and was not ended")
+        for seat_no in sorted(_shelved(hall.copy)):
+            if hall.copy.freed.get(seat_no, overdue_ms) < overdue_ms - GATHERED_MS:
+                case.accuse_copy(
+                    hall, f"seat {seat_no} was freed for a waiting list, and neither offered nor published"
+                )
     return case
+
+
+def _shelved(copy: Copy) -> set[str]:
+    """Seats that were freed for a waiting list, and not given on yet: Postgres knows nothing of them."""
+    return {seat_no for seat_no, (_, holder, _) in copy.seats_in("BLOCKED").items() if holder == "list"}
 
 
 def _compare_stores(halls: Sequence[Hall]) -> _Case:
@@ -684,7 +708,7 @@ def _differences(hall: Hall) -> Iterator[str]:
     )
     yield from _compare(
         "the block on seat",
-        dict.fromkeys(copy.seats_in("BLOCKED"), True),
+        dict.fromkeys(copy.seats_in("BLOCKED").keys() - _shelved(copy), True),
         {row["seat_no"]: True for row in books.seats if row["blocked"]},
     )
     live = copy.holds_in("HELD", "PAYING")

@@ -465,3 +465,8 @@ async def follow(postgres: asyncpg.Pool) -> None:
     if again:
         await SQL.open_lists.execute(postgres, list(again))
     await SQL.dismiss.execute(postgres)
+
+
+async def note_forgotten(postgres: asyncpg.Pool) -> int:
+    """Note offers that were made by somebody who died before noting them; it looks at everybody who waits."""
+    return await SQL.note_forgotten.execute(postgres)

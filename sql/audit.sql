@@ -14,6 +14,7 @@ SELECT
   (SELECT count(*) FROM queue_tokens) AS queue_tokens,
   (SELECT count(*) FROM refunds) AS refunds,
   (SELECT count(*) FROM restores) AS restores,
+  (SELECT count(*) FROM waiting_list_entries) AS waiting_list_entries,
   (SELECT count(*) FROM applied_batches) AS applied_batches,
   (SELECT coalesce(sum(count), 0)::bigint FROM applied_batches) AS applied_entries;
 
@@ -283,6 +284,28 @@ WHERE tickets.status <> 'CANCELLED' AND line.status <> 'CLAIMED'
 ORDER BY tickets.ticket_no
 LIMIT $1;
 
+-- name: find_strayed_offers
+-- Entries of a waiting list whose reservation is not what was wished for, or does not bear out what the entry says.
+SELECT entry_id, entries.status, entries.quantity, lines.count AS seats, reservations.status AS reservation_status,
+  count(*) OVER () AS total
+FROM waiting_list_entries AS entries
+LEFT JOIN reservations USING (reservation_id)
+LEFT JOIN LATERAL (
+  SELECT count(*) AS count
+  FROM reservation_seats
+  WHERE reservation_seats.reservation_id = entries.reservation_id
+) AS lines ON true
+WHERE CASE
+  WHEN reservations.reservation_id IS NULL THEN entries.status IN ('TAKEN', 'LAPSED')
+  ELSE reservations.user_id <> entries.user_id
+    OR reservations.sale_id <> entries.sale_id
+    OR lines.count <> entries.quantity
+    OR (entries.status = 'TAKEN' AND reservations.confirmed_at IS NULL)
+    OR (entries.status = 'LAPSED' AND (reservations.confirmed_at IS NOT NULL OR reservations.status = 'PENDING'))
+END
+ORDER BY entry_id
+LIMIT $1;
+
 -- I5: the line is kept ----------------------------------------------------------------------------------------------
 
 -- name: find_owners_in_line_twice
@@ -397,6 +420,16 @@ FROM (
   SELECT 'event that is off', schedule_id, updated_at
   FROM schedule_cancellations
   WHERE finished_at IS NULL
+  UNION ALL
+  -- Nobody may have noted that it was offered something: that is looked for twice a minute.
+  SELECT 'entry of a waiting list', entry_id,
+    CASE entries.status
+      WHEN 'WAITING' THEN reservations.created_at + interval '1 minute'
+      ELSE coalesce(reservations.ended_at, reservations.confirmed_at)
+    END
+  FROM waiting_list_entries AS entries
+  JOIN reservations USING (reservation_id)
+  WHERE entries.status = 'WAITING' OR (entries.status = 'OFFERED' AND reservations.status <> 'PENDING')
 ) AS unfinished
 WHERE since < now() - make_interval(secs => $2)
 ORDER BY since, id

@@ -200,6 +200,14 @@ WHERE entries.entry_id = stands.entry_id
   AND stands.status <> 'OFFERED'
 RETURNING entries.sale_id, entries.status;
 
+-- name: note_forgotten
+-- Whoever has a reservation by its entry was offered something, though nobody noted it.
+UPDATE waiting_list_entries AS entries
+SET status = 'OFFERED',
+    updated_at = now()
+FROM reservations
+WHERE entries.status = 'WAITING' AND reservations.reservation_id = entries.reservation_id;
+
 -- name: dismiss
 -- Nobody waits for an event that has begun, or is off.
 UPDATE waiting_list_entries AS entries

@@ -58,7 +58,16 @@ class Shift:
                 tasks.create_task(loops.every(TAKE_EVERY_S, self._take, name="take"))
                 tasks.create_task(loops.every(INSPECT_EVERY_S, self._book.refresh, name="refresh"))
                 tasks.create_task(loops.every(cancellations.CALL_OFF_EVERY_S, self._call_off, name="call_off"))
-                tasks.create_task(loops.every(waiting_lists.FOLLOW_EVERY_S, self._follow, name="follow"))
+                tasks.create_task(
+                    loops.every(
+                        waiting_lists.FOLLOW_EVERY_S, partial(waiting_lists.follow, self._stores), name="follow"
+                    )
+                )
+                tasks.create_task(
+                    loops.every(
+                        waiting_lists.NOTE_EVERY_S, partial(waiting_lists.note_forgotten, self._stores), name="note"
+                    )
+                )
         finally:
             await self._stop(list(self._services))
             try:
@@ -97,10 +106,6 @@ class Shift:
     async def _call_off(self) -> bool:
         """Go on with events that are off, also those whose sales other workers own."""
         return await cancellations.call_off(self._stores, self._book)
-
-    async def _follow(self) -> None:
-        """Note what became of offers to those who waited, in all sales."""
-        await waiting_lists.follow(self._stores)
 
     async def _drop(self, sale_ids: Sequence[str]) -> None:
         for sale_id in sale_ids:

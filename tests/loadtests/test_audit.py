@@ -145,6 +145,15 @@ def verdicts(report: Report) -> dict[str, str]:
     return {check.invariant: check.verdict for check in report.checks}
 
 
+async def test_a_seat_that_was_just_freed_for_a_waiting_list_is_no_difference(shop: World) -> None:
+    postgres, redis = shop
+    now_ms = await postgres.fetchval("SELECT (extract(epoch FROM now()) * 1000)::bigint")
+    await fill(redis, KEYS.seats, {"A-1-5": "BLOCKED list 0"})
+    await redis.zadd(KEYS.freed, {"A-1-5": now_ms})
+    report = await audit(redis, postgres)
+    assert report.verdict == "true", describe(report)
+
+
 async def test_every_invariant_of_a_healthy_shop_is_true(shop: World, heard: Path) -> None:
     report = await look(shop, heard)
     assert report.verdict == "true", describe(report)
@@ -178,6 +187,28 @@ def run(statement: str) -> Corruption:
             """
         )
         await postgres.execute(statement)
+
+    return corrupt
+
+
+def wait(*, status: str, user_id: str, reservation_id: str) -> Corruption:
+    """Somebody waits for one seat, and has this reservation by it."""
+    return run(
+        f"""
+        INSERT INTO waiting_list_entries (entry_id, sale_id, schedule_id, user_id, quantity, adjacent, reservation_id,
+          status, fingerprint)
+        VALUES ('{STRANGER}', '{SALE}', '{SCHEDULE}', '{user_id}', 1, true, '{reservation_id}', '{status}', '');
+        UPDATE reservations SET created_at = now() - interval '1 hour' WHERE reservation_id = '{reservation_id}'
+        """
+    )
+
+
+def shelve(seat_no: str) -> Corruption:
+    """A seat that was freed long ago."""
+
+    async def corrupt(_postgres: asyncpg.Pool, redis: Redis) -> None:
+        await fill(redis, KEYS.seats, {seat_no: "BLOCKED list 0"})
+        await redis.zadd(KEYS.freed, {seat_no: 1})
 
     return corrupt
 
@@ -531,6 +562,41 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
             """
         ),
         "entry 1 of the outbox (confirmed) waits for an operator: no such seat",
+    ),
+    "an offer is another's": (
+        {"I4"},
+        wait(status="OFFERED", user_id=ANN, reservation_id=HELD),
+        f"entry {STRANGER} of a waiting list is OFFERED and waits for 1 seats; its reservation is PENDING, with 1",
+    ),
+    "an offer is of another size": (
+        {"I4"},
+        wait(status="TAKEN", user_id=ANN, reservation_id=SOLD),
+        f"entry {STRANGER} of a waiting list is TAKEN and waits for 1 seats; its reservation is CONFIRMED, with 2",
+    ),
+    "nobody knows of what was taken": (
+        {"I4"},
+        wait(status="TAKEN", user_id=BEN, reservation_id=STRANGER),
+        f"entry {STRANGER} of a waiting list is TAKEN and waits for 1 seats; its reservation is not there, with 0",
+    ),
+    "what is offered is said to have lapsed": (
+        {"I4"},
+        wait(status="LAPSED", user_id=BEN, reservation_id=HELD),
+        f"entry {STRANGER} of a waiting list is LAPSED and waits for 1 seats; its reservation is PENDING, with 1",
+    ),
+    "nobody noted an offer": (
+        {"I7"},
+        wait(status="WAITING", user_id=BEN, reservation_id=HELD),
+        f"entry of a waiting list {STRANGER} should have ended",
+    ),
+    "the waiting list does not know of its seat": (
+        {"I1"},
+        put(KEYS.seats, "A-1-5", "BLOCKED list 0"),
+        "seat A-1-5 is kept for the waiting list, which does not know of it",
+    ),
+    "a freed seat is kept from everybody": (
+        {"I7"},
+        shelve("A-1-5"),
+        "seat A-1-5 was freed for a waiting list, and neither offered nor published",
     ),
     "a lapsed hold was not swept": (
         {"I7", "I9"},
