@@ -29,7 +29,7 @@ from engine.installation import prepare_database
 from engine.settings import Settings
 from engine.stores import embedded, queries
 from engine.stores.connections import open_postgres, open_redis
-from loadtests import audit, crowd
+from loadtests import audit, crowd, latecomers
 from loadtests.client import Answer, Client
 from loadtests.crowd import Crowd, Habit, Tally
 from loadtests.history import History
@@ -95,6 +95,8 @@ async def _show(settings: Settings, console: Console, children: list[Child], *, 
                 cards=not settings.has_real_gateway and settings.stripe_api_key is not None,
             )
             tally = await _watch(visitors, concert, console, children)
+            await latecomers.come(visitors, seed=seed)
+            _tell_returns(tally, console)
         took_s = time.monotonic() - began
         await _summarise(settings, concert, tally, took_s, console)
         report = await _audit(settings, history_path)
@@ -176,6 +178,16 @@ def _tell(console: Console, subject: str, what: str, *, since: float | None = No
     console.print(f"[bold]{subject:<8}[/] {what}{took}")
 
 
+def _tell_returns(tally: Tally, console: Console) -> None:
+    if tally.stages["waited"]:
+        _tell(
+            console,
+            "returns",
+            f"{tally.stages['waited']} came too late and waited; what others gave back was offered "
+            f"{tally.stages['offered']} times, and bought by {tally.endings[latecomers.BOUGHT]}",
+        )
+
+
 async def _watch(visitors: Crowd, concert: Concert, console: Console, children: list[Child]) -> Tally:
     """Show how the crowd gets on, as bars on a terminal and as a line now and then elsewhere."""
     going = asyncio.create_task(visitors.run())
@@ -249,9 +261,10 @@ async def _summarise(settings: Settings, concert: Concert, tally: Tally, took_s:
     finally:
         await postgres.close()
     journeys = sum(tally.endings.values())
+    people = tally.endings["bought"] + tally.endings[latecomers.BOUGHT]
     console.print(
         f"\n[bold]{journeys:,} journeys, {tally.stages['sold']:,} of {concert.seats_total:,} seats sold[/] "
-        f"to {tally.endings['bought']:,} people in {took_s:.1f} s; {tally.repeats:,} requests were repeated.\n",
+        f"to {people:,} people in {took_s:.1f} s; {tally.repeats:,} requests were repeated.\n",
         highlight=False,
     )
     endings = _table("how it ended", "people")

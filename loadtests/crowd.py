@@ -11,7 +11,7 @@ import random
 import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ DECLINED_SHARE = 0.08
 """Which share of those shows a card first that is declined."""
 CANCELLED_SHARE = 0.05
 """Which share of those who bought two seats and more gives one back."""
+LATE = "came too late"
+"""How it ends for who finds everything sold."""
 GOOD_CARD, BAD_CARD = "pm_card_visa", "pm_card_insufficientFunds"
 """Payment methods of the simulated gateway."""
 
@@ -156,6 +158,15 @@ class Payment(msgspec.Struct):
     reason: str | None = None
 
 
+@dataclass(frozen=True)
+class Purchase:
+    """What somebody bought: the address of the reservation, and its seats."""
+
+    person: Person
+    path: str
+    seat_nos: tuple[str, ...]
+
+
 class Crowd:
     """People who go to one sale at once; `tally` may be looked at while they do."""
 
@@ -182,6 +193,10 @@ class Crowd:
         self.cards = cards
         self.tally = Tally()
         self.sold_out = asyncio.Event()
+        self.late: list[Person] = []
+        """Who found everything sold."""
+        self.purchases: list[Purchase] = []
+        """What was bought and kept."""
         self.hall: dict[str, Seat] = {}
         """Where each seat is, as the first map told: people share what never changes."""
         self._seed = seed
@@ -193,19 +208,25 @@ class Crowd:
             async with asyncio.TaskGroup() as crowd:
                 for number, person in enumerate(self.people):
                     dice = random.Random(self._seed * 1_000_003 + number)
-                    crowd.create_task(self._go(Buyer(self, person, dice)))
+                    crowd.create_task(self.count(Buyer(self, person, dice).visit(), person))
         finally:
             board.cancel()
         return self.tally
 
-    async def _go(self, buyer: "Buyer") -> None:
+    async def count(self, journey: Coroutine[Any, Any, object], person: Person) -> bool:
+        """Go a part of somebody's way, and count how it ended, if it did; returns whether it goes on."""
         try:
-            await buyer.visit()
+            await journey
         except Gone as gone:
             self.tally.endings[gone.ending] += 1
+            if gone.ending == LATE:
+                self.late.append(person)
         except NoAnswer as fault:
             self.tally.endings["gave up"] += 1
             self.tally.faults.append(str(fault))
+        else:
+            return True
+        return False
 
     async def _read_board(self) -> None:
         """Read the public page about once a second: everybody sees the same board, and leaves when it says sold out."""
@@ -234,9 +255,14 @@ class Buyer:
         self._user = {"authorization": f"Bearer {person.access_token}"}
         self._visitor = {"visitor-secret": secrets.token_urlsafe(24)} if person.visits else {}
 
+    @property
+    def tally(self) -> Tally:
+        """Where everything is counted."""
+        return self.crowd.tally
+
     async def visit(self) -> None:
         """Go from the street to the seat; always ends with Gone, or with NoAnswer when nobody answers any more."""
-        stages = self.crowd.tally.stages
+        stages = self.tally.stages
         await asyncio.sleep(self.dice.random() ** 2 * self.crowd.arrive_within_s)
         token = await self._join()
         stages["joined"] += 1
@@ -296,7 +322,7 @@ class Buyer:
                 await self.crowd.sold_out.wait()
         except TimeoutError:
             return
-        await self._leave("came too late")
+        await self._leave(LATE)
 
     async def _leave(self, ending: str) -> None:
         who = {**(self._visitor or self._user), **self._user, "queue-token": self.token}
@@ -318,7 +344,7 @@ class Buyer:
         free = [seat for seat_no, seat in self.crowd.hall.items() if self.statuses.get(seat_no) == "FREE"]
         if not free:
             if self.statuses and not {"HELD", "FREE"}.intersection(self.statuses.values()):
-                await self._leave("came too late")
+                await self._leave(LATE)
             return None
         self.free_share = len(free) / len(self.crowd.hall)
         await self._think(1.0)
@@ -342,14 +368,14 @@ class Buyer:
             held = msgspec.json.decode(answer.body, type=Reservation)
             self._heard("held", key, held.reservation_id, seat_nos, held.amount)
             return held
-        word = _word_of(answer)
+        word = word_of(answer)
         if word == "seat_taken":
             return None
         raise Gone("lost the place" if word == "not_admitted" else f"refused: {word}")
 
     # The till.
 
-    async def _buy(self, held: Reservation, seat_nos: Sequence[str]) -> None:
+    async def _buy(self, held: Reservation, seat_nos: Sequence[str], ending: str = "bought") -> None:
         # Towards the end a dropped seat would only make everybody wait for its deadline.
         if self.person.habit is Habit.DROPS and self.free_share > DROPPED_ABOVE:
             raise Gone("walked away")
@@ -363,16 +389,18 @@ class Buyer:
             payment = msgspec.json.decode(answer.body, type=Payment)
             if payment.status == "SUCCESS":
                 self._heard("confirmed", key, held.reservation_id, seat_nos, payment.final_amount, payment.payment_id)
-                self.crowd.tally.stages["sold"] += len(seat_nos)
+                self.tally.stages["sold"] += len(seat_nos)
                 # Towards the end nobody is left to buy what comes back.
                 if len(seat_nos) > 1 and self.free_share > DROPPED_ABOVE and self.dice.random() < CANCELLED_SHARE:
                     await self._give_back(path, seat_nos[0])
-                raise Gone("bought")
+                else:
+                    self.crowd.purchases.append(Purchase(self.person, path, tuple(seat_nos)))
+                raise Gone(ending)
             raise Gone(f"refused: {payment.reason}")
         if answer.status == 402:
             await self._ask("release", "DELETE", path, self._user)
             await self._leave("had too little money")
-        raise Gone("payment unknown" if answer.status == 202 else f"refused: {_word_of(answer)}")
+        raise Gone("payment unknown" if answer.status == 202 else f"refused: {word_of(answer)}")
 
     def _card(self) -> dict[str, object]:
         method = BAD_CARD if self.dice.random() < DECLINED_SHARE else GOOD_CARD
@@ -396,8 +424,8 @@ class Buyer:
         """Cancel one seat of those bought: it is refunded to where the money came from, and on sale again."""
         answer = await self._write("cancel", "POST", f"{path}/cancellations", self._user, {"seats": [seat_no]})
         if answer.status == 201:
-            self.crowd.tally.stages["sold"] -= 1
-            self.crowd.tally.stages["given back"] += 1
+            self.tally.stages["sold"] -= 1
+            self.tally.stages["given back"] += 1
 
     def _heard(
         self,
@@ -443,7 +471,7 @@ class Buyer:
 
     async def _ask(self, step: str, method: str, path: str, headers: Mapping[str, str], body: object = None) -> Answer:
         """Send a request, and send it again while it gets no answer, or is told to come back later."""
-        tally = self.crowd.tally
+        tally = self.tally
         request = self.crowd.client.encode(method, path, headers=headers, body=body)
         for attempt in itertools.count(1):
             began = time.perf_counter()
@@ -458,14 +486,14 @@ class Buyer:
             tally.times_ms[step].append((time.perf_counter() - began) * 1000)
             if answer.status < 400:
                 return answer
-            tally.refusals[step, _word_of(answer)] += 1
+            tally.refusals[step, word_of(answer)] += 1
             if answer.status not in (429, 503) or attempt == ATTEMPTS_MAX:
                 return answer
             await asyncio.sleep(_retry_after(answer) * self.dice.uniform(1.0, 1.5))
         raise AssertionError  # the count has no end
 
 
-def _word_of(answer: Answer) -> str:
+def word_of(answer: Answer) -> str:
     """The word of a problem: `/problems/<word>`."""
     try:
         return str(answer.json()["type"]).rpartition("/")[2]

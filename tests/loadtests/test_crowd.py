@@ -16,7 +16,7 @@ from loadtests.client import Client
 from loadtests.crowd import Crowd, Habit, Person, Tally
 from loadtests.history import History
 
-SALE, SCHEDULE, HOLD, PAYMENT = "5a1e", "5c4e", "10", "9a"
+SALE, SCHEDULE, HOLD, PAYMENT, ENTRY = "5a1e", "5c4e", "10", "9a", "e1"
 
 Answered = tuple[int, dict[str, str], Any]
 Said = Answered | None
@@ -83,6 +83,11 @@ class Door:
             f"POST /v1/reservations/{HOLD}/payments": "pay",
             f"GET /v1/payments/{PAYMENT}": "payment",
             f"GET /v1/schedules/{SCHEDULE}": "board",
+            f"POST /v1/schedules/{SCHEDULE}/waiting-list": "wait",
+            "GET /v1/waiting-list": "my list",
+            f"DELETE /v1/waiting-list/{ENTRY}": "wait no more",
+            f"GET /v1/reservations/{HOLD}": "offer",
+            f"POST /v1/reservations/{HOLD}/cancellations": "cancel",
         }[f"{method} {path.partition('?')[0]}"]
 
 
