@@ -19,6 +19,7 @@ from api.problems import BUSY, Refused, invalid
 from api.seat_tables import NewSeat
 from engine import accounts, catalogue, ids, rebuild
 from engine.catalogue import SEATS_MAX, Area, Concert, Offering, Poster, Schedule, SeatRow
+from engine.offers import send
 from engine.refusals import IdempotencyKeyReused, NotFound
 from engine.sales import StaleVersion, Terms
 
@@ -442,8 +443,7 @@ async def edit_schedule(request: Request, schedule_id: str, body: EditedSchedule
         raise invalid("closes_at", "Expected it after opens_at")
     offering = await _offering(request, schedule)
     edited = await catalogue.edit_schedule(
-        house.stores,
-        house.book,
+        house.postgres,
         schedule_id=schedule_id,
         version=version,
         start_at=body.start_at or None,
@@ -454,6 +454,9 @@ async def edit_schedule(request: Request, schedule_id: str, body: EditedSchedule
     if not isinstance(edited, Schedule):
         raise Refused(edited)
     house.offerings.forget(edited.sale_id)
+    sale = await house.book.read(edited.sale_id)
+    if sale is not None:
+        await send(house.gate, house.postgres, sale)
     return answer(await _operators_schedule(request, edited), version=edited.version)
 
 

@@ -9,7 +9,7 @@ from api.callers import operator
 from api.clock import Time, in_ms, rfc3339
 from api.operations import Body, Empty, Header, Request, Routes, changes_of
 from api.problems import BUSY, Refused
-from engine import accounts, rebuild, sales
+from engine import accounts, offers, rebuild
 from engine.refusals import Busy, NotFound
 from engine.sales import PEOPLE_MAX, SECONDS_MAX, RoomState, Sale, StaleVersion
 from engine.stores.replies import SaleRebuilding
@@ -102,7 +102,7 @@ async def edit_room(request: Request, sale_id: str, body: EditedRoom) -> Answer:
     if "state" in changes:
         changes["room"] = changes.pop("state")
     house = request.house
-    edited = await sales.configure(house.stores, house.book, sale_id=sale_id, changes=changes, version=version)
+    edited = await offers.configure(house.stores, house.book, sale_id=sale_id, changes=changes, version=version)
     if edited is None:
         raise Refused(NotFound())
     if not isinstance(edited, Sale):

@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from engine import accounts, balances, ids, installation, payments, resolutions, sales
+from engine import accounts, balances, ids, installation, offers, payments, resolutions, sales
 from engine.accounts import KeptKey
 from engine.balances import Charge
 from engine.cards import Cards
@@ -104,7 +104,7 @@ async def set_room(settings: Settings, sale_id: str, changes: Mapping[str, objec
     async with _opened(settings) as stores:
         book = SaleBook(stores.postgres)
         if changes:
-            sale = await sales.configure(stores, book, sale_id=sale_id, changes=changes)
+            sale = await offers.configure(stores, book, sale_id=sale_id, changes=changes)
         else:
             sale = await book.read(sale_id)
     if sale is None:

@@ -17,7 +17,7 @@ from typing import Final, Literal, TypeVar
 import asyncpg
 import msgspec
 
-from engine import ids, reconciliation, reservations, sales, seats
+from engine import ids, offers, reconciliation, reservations, sales, seats
 from engine.refusals import IdempotencyKeyReused, NotFound
 from engine.reservations import LAST_ID, LATEST
 from engine.sales import Checkpoint, Sale, SaleBook
@@ -588,7 +588,7 @@ async def call_off(stores: Stores, book: SaleBook, *, schedule_id: str) -> CallO
         return NotFound()
     sale = await book.read(found.sale_id)
     if sale is not None:
-        await sales.send_terms(stores.gate, sale)
+        await offers.send(stores.gate, stores.postgres, sale)
     return msgspec.structs.replace(found, repeated=added is None)
 
 

@@ -15,10 +15,9 @@ import msgspec
 
 from engine import ids, sales
 from engine.refusals import IdempotencyKeyReused, NotFound
-from engine.sales import SaleBook, StaleVersion
+from engine.sales import StaleVersion
 from engine.stores import queries
 from engine.stores.coalesce import Coalescer
-from engine.stores.connections import Stores
 
 PRICE_MAX: Final = 10**12
 # Seats and places of one sale together: every change of a sale runs on one core, and its seat map is read whole.
@@ -239,8 +238,7 @@ def _columns(rows: Sequence[object], fields: Sequence[str]) -> list[list[object]
 
 
 async def edit_schedule(
-    stores: Stores,
-    book: SaleBook,
+    postgres: asyncpg.Pool,
     *,
     schedule_id: str,
     version: int,
@@ -252,12 +250,12 @@ async def edit_schedule(
     """Change the start of a schedule and the terms of its sale, if the schedule still has this version.
 
     Each of `tiers` and `blocks` stands in place of the one of its name: the cap of a tier, for whom and when a block is
-    kept. What seats cost and which block they are in never changes.
+    kept. What seats cost and which block they are in never changes. The store is told by `offers.send`.
     """
-    schedule = await find_schedule(stores.postgres, schedule_id)
+    schedule = await find_schedule(postgres, schedule_id)
     if schedule is None:
         return NotFound()
-    async with stores.postgres.acquire() as connection, connection.transaction():
+    async with postgres.acquire() as connection, connection.transaction():
         start_at = start_at or schedule.start_at
         if not await SQL.edit_schedule.execute(connection, schedule_id, version, start_at):
             return StaleVersion(schedule.version)
@@ -267,11 +265,7 @@ async def edit_schedule(
             await SQL.edit_tiers.execute(connection, schedule.sale_id, *_columns(tiers, ("tier", "category", "max")))
         if blocks:
             await SQL.edit_blocks.execute(connection, schedule.sale_id, *_columns(blocks, Block.__struct_fields__))
-    sale = await book.read(schedule.sale_id)
-    if sale is not None and not (tiers or blocks):
-        await sales.send_terms(stores.gate, sale)
-    # With tiers or blocks the copy in Redis is behind until the sale's owner, who looks every second, sends them all.
-    return await find_schedule(stores.postgres, schedule_id) or NotFound()
+    return await find_schedule(postgres, schedule_id) or NotFound()
 
 
 async def find_schedule(postgres: asyncpg.Pool, schedule_id: str) -> Schedule | None:

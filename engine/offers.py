@@ -13,7 +13,9 @@ import msgspec
 
 from engine import catalogue, floor_plans, sales
 from engine.catalogue import Offering, Seat
-from engine.sales import Configured, Sale
+from engine.sales import Configured, Sale, SaleBook, StaleVersion
+from engine.stores.connections import Stores
+from engine.stores.keys import SaleKeys
 from engine.stores.replies import Unavailable
 from engine.stores.scripts import Argument, Gate
 
@@ -45,7 +47,11 @@ async def read(postgres: asyncpg.Pool, sale_id: str, taken: AbstractSet[str]) ->
 
 
 async def send(gate: Gate, postgres: asyncpg.Pool, sale: Sale) -> Configured | Unavailable:
-    """Write the terms of a sale with its tiers and blocks to the store, unless newer ones stand there."""
+    """Write the terms of a sale with its tiers and blocks to the store, unless newer ones stand there.
+
+    All of it at once: the store knows one version of a sale, so what was left out would never be sent. A sale that is
+    being rebuilt gets everything anyway.
+    """
     categories = await catalogue.list_categories(postgres, sale.sale_id)
     offering = (await catalogue.find_offerings(postgres, [sale.sale_id]))[sale.sale_id]
     numbers = floor_plans.Numbers(
@@ -63,6 +69,32 @@ async def send(gate: Gate, postgres: asyncpg.Pool, sale: Sale) -> Configured | U
     flat = [value for pair in records.items() for value in pair]
     terms = (*sales.stored_terms(sale), *flat)
     return await sales.ask(gate, sale, sales.CONFIGURE, version=sale.version, terms=terms)
+
+
+async def configure(
+    stores: Stores, book: SaleBook, *, sale_id: str, changes: Mapping[str, object], version: int | None = None
+) -> Sale | StaleVersion | None:
+    """Change the terms of a sale or its room: first in the row, then in the store.
+
+    A process that dies between the two leaves a row that is ahead; the sale's owner sees that and sends the terms
+    again. A room set to `draining` without a cut-off lets in whoever had a number before.
+    """
+    if changes.get("room") == "draining" and "draining_no" not in changes:
+        changes = {**changes, "draining_no": await _last_queue_no(stores, sale_id)}
+    async with stores.postgres.acquire() as connection, connection.transaction():
+        edited = await sales.edit(connection, sale_id=sale_id, changes=changes, version=version)
+    if not isinstance(edited, Sale):
+        return edited
+    sale = await book.read(sale_id)
+    assert sale is not None  # noqa: S101 - sales are never deleted
+    await send(stores.gate, stores.postgres, sale)
+    return sale
+
+
+async def _last_queue_no(stores: Stores, sale_id: str) -> int:
+    """The last number that was given out in line, or 0; a plain read of one field, which needs no script."""
+    queue_no = await stores.redis.execute_command("HGET", SaleKeys(sale_id).sale, "queue_no")
+    return int(queue_no or 0)
 
 
 def draw(sale_id: str, listed: Sequence[Seat], offering: Offering, taken: AbstractSet[str] = frozenset()) -> Plan:

@@ -251,31 +251,6 @@ async def edit(
     return msgspec.structs.replace(edited, version=edited_version)
 
 
-async def configure(
-    stores: Stores, book: SaleBook, *, sale_id: str, changes: Mapping[str, object], version: int | None = None
-) -> Sale | StaleVersion | None:
-    """Change the terms of a sale or its room: first in the row, then in the store.
-
-    A process that dies between the two leaves a row that is ahead; the sale's owner sees that and sends the terms
-    again. A room set to `draining` without a cut-off lets in whoever had a number before.
-    """
-    if changes.get("room") == "draining" and "draining_no" not in changes:
-        changes = {**changes, "draining_no": await _last_queue_no(stores, sale_id)}
-    async with stores.postgres.acquire() as connection, connection.transaction():
-        edited = await edit(connection, sale_id=sale_id, changes=changes, version=version)
-    if not isinstance(edited, Sale):
-        return edited
-    sale = await book.read(sale_id)
-    assert sale is not None  # noqa: S101 - sales are never deleted
-    await send_terms(stores.gate, sale)
-    return sale
-
-
-async def send_terms(gate: Gate, sale: Sale) -> Configured | SaleUnknown | StaleEpoch | SaleRebuilding:
-    """Write the terms of the row to the store, unless newer ones stand there; a sale being rebuilt gets them anyway."""
-    return await ask(gate, sale, CONFIGURE, version=sale.version, terms=stored_terms(sale))
-
-
 async def checkpoint(stores: Stores, sale: Sale) -> Checkpoint | SaleUnknown | StaleEpoch | SaleRebuilding:
     """Remember in Postgres how far the line has come, and allow it more numbers, there first and then in the store."""
     reply = await CHECKPOINT(stores.gate, sale.keys, epoch=sale.epoch, queue_no_ceiling=0)
@@ -317,12 +292,6 @@ def stored_terms(sale: Sale) -> tuple[Argument, ...]:
 def milliseconds(moment: datetime | None) -> int:
     """A moment as Redis keeps it; 0 when there is none."""
     return round(moment.timestamp() * 1000) if moment else 0
-
-
-async def _last_queue_no(stores: Stores, sale_id: str) -> int:
-    """The last number that was given out in line, or 0; a plain read of one field, which needs no script."""
-    queue_no = await stores.redis.execute_command("HGET", SaleKeys(sale_id).sale, "queue_no")
-    return int(queue_no or 0)
 
 
 def _columns(terms: Terms) -> tuple[object, ...]:

@@ -136,7 +136,7 @@ async def join(
     if refusal is not None:
         return refusal
     if is_first:
-        await _send(stores, await book.read(sale.sale_id) or sale)
+        await offers.send(stores.gate, stores.postgres, await book.read(sale.sale_id) or sale)
     entry = await _find(stores.postgres, entry_id, wish, repeated=False)
     assert entry is not None  # noqa: S101 - it was just added, and none is ever removed
     return entry
@@ -441,7 +441,7 @@ async def _close_unless_awaited(stores: Stores, sale: Sale) -> None:
         if not await SQL.close_list.execute(connection, sale.sale_id):
             return
     [row] = await sales.SQL.find_sales.fetch(stores.postgres, [sale.sale_id])
-    await _send(stores, sales.from_row(row))
+    await offers.send(stores.gate, stores.postgres, sales.from_row(row))
     await give_back(stores, sale)
 
 
@@ -451,11 +451,6 @@ async def give_back(stores: Stores, sale: Sale) -> int:
     while isinstance(freed := await sales.ask(stores.gate, sale, FREED, most=SHELF_MAX), Freed) and freed.rows:
         given += await _publish(stores.gate, sale, list(freed.since))
     return given
-
-
-async def _send(stores: Stores, sale: Sale) -> None:
-    """Tell the store whether there is a list; a sale that is being rebuilt is told anyway."""
-    await offers.send(stores.gate, stores.postgres, sale)
 
 
 async def follow(postgres: asyncpg.Pool) -> None:

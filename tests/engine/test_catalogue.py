@@ -175,7 +175,7 @@ async def test_caps_and_blocks_are_edited_with_the_schedule(stores: Stores) -> N
     tier = Tier(tier="child", category="STANDING", price=1, max=None)
     block = Block(block="fans", channel="bank", closes_at=START)
     edits: dict[str, Any] = {"start_at": None, "changes": {"release_jitter_s": 30}, "tiers": [tier], "blocks": [block]}
-    edited = await catalogue.edit_schedule(stores, book, schedule_id=made.schedule_id, version=1, **edits)
+    edited = await catalogue.edit_schedule(stores.postgres, schedule_id=made.schedule_id, version=1, **edits)
     assert isinstance(edited, Schedule)
     assert (edited.version, edited.release_jitter_s) == (2, 30)
     found = (await catalogue.find_offerings(postgres, [made.sale_id]))[made.sale_id]
@@ -190,8 +190,20 @@ async def test_caps_and_blocks_are_edited_with_the_schedule(stores: Stores) -> N
     assert term == b"30000"
     assert await stores.redis.hgetall(after.keys.tiers) == {b"child|2": b"1|"}  # type: ignore[misc]
     assert await stores.redis.hget(after.keys.blocks, "1") == b"|bank|0|%d" % sales.milliseconds(START)  # type: ignore[misc]
-    stale = await catalogue.edit_schedule(stores, book, schedule_id=made.schedule_id, version=1, **edits)
+    stale = await catalogue.edit_schedule(stores.postgres, schedule_id=made.schedule_id, version=1, **edits)
     assert stale == StaleVersion(2)
+
+
+async def test_an_edit_that_was_not_sent_comes_with_the_next_one(stores: Stores) -> None:
+    made = await whole_schedule(stores.postgres)
+    assert await rebuild.ensure_open(stores, made.sale_id)
+    tier = Tier(tier="child", category="STANDING", price=1, max=1)
+    edits: dict[str, Any] = {"start_at": None, "changes": {}, "tiers": [tier]}
+    await catalogue.edit_schedule(stores.postgres, schedule_id=made.schedule_id, version=1, **edits)
+    # Whoever edited it died here; the room is opened before the owner of the sale has looked.
+    sale = await offers.configure(stores, SaleBook(stores.postgres), sale_id=made.sale_id, changes={"room": "open"})
+    assert isinstance(sale, sales.Sale)
+    assert await stores.redis.hgetall(sale.keys.tiers) == {b"child|2": b"1|1"}  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import RedisCluster
 
-from engine import authorisations, ids, payments, rebuild, reconciliation, sales, seats
+from engine import authorisations, ids, offers, payments, rebuild, reconciliation, sales, seats
 from engine.rebuild import CLEAR, CLOSE, LOAD_SEATS, OPEN, Cleared, Closed, Opened, RebuildFailed, SaleOpen
 from engine.refusals import IdempotencyKeyReused, LimitReached
 from engine.stores import outbox
@@ -535,7 +535,7 @@ async def test_closing_and_opening_are_safe_to_repeat(stores: Stores) -> None:
     sale = await shop.sale()
     for _ in range(2):
         assert await CLOSE(stores.gate, sale.keys, epoch=sale.epoch) == Closed()
-    assert await sales.send_terms(stores.gate, sale) == SaleRebuilding()
+    assert await offers.send(stores.gate, stores.postgres, sale) == SaleRebuilding()
     for _ in range(2):
         assert await OPEN(stores.gate, sale.keys, epoch=sale.epoch) == Opened()
     assert await CLOSE(stores.gate, sale.keys, epoch=sale.epoch - 1) == StaleEpoch(sale.epoch)

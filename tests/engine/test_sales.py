@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from engine import ids, sales
+from engine import ids, offers, sales
 from engine.sales import Configured, Sale, SaleBook, StaleVersion, Terms
 from engine.stores.connections import Stores
 from engine.stores.keys import SaleKeys
@@ -179,7 +179,7 @@ async def test_a_sale_that_is_not_open_is_refused(
     sale = Sale(sale_id=ids.random_id())
     if fields:
         await store(stores, sale.sale_id, **fields)
-    assert await sales.send_terms(stores.gate, sale) == refusal
+    assert await offers.send(stores.gate, stores.postgres, sale) == refusal
     assert await sales.checkpoint(stores, sale) == refusal
 
 
@@ -192,7 +192,7 @@ async def test_terms_reach_the_row_and_then_the_store(stores_any: Stores) -> Non
     await store(stores, sale_id)
     book = SaleBook(stores.postgres)
     changes = {"room": "open", "active_max": 50, "opens_at": OPENS_AT, "entry_s": 30}
-    edited = await sales.configure(stores, book, sale_id=sale_id, changes=changes, version=1)
+    edited = await offers.configure(stores, book, sale_id=sale_id, changes=changes, version=1)
     assert isinstance(edited, Sale)
     assert (edited.room, edited.active_max, edited.opens_at, edited.version) == ("open", 50, OPENS_AT, 2)
     names = ("room", "active_max", "entry_ms", "opens_at_ms", "version", "pay_ms")
@@ -210,8 +210,8 @@ async def test_an_edit_that_begins_with_an_old_version_is_refused(stores: Stores
     sale_id = await make(stores.postgres)
     await store(stores, sale_id)
     book = SaleBook(stores.postgres)
-    await sales.configure(stores, book, sale_id=sale_id, changes={"active_max": 5}, version=1)
-    refused = await sales.configure(stores, book, sale_id=sale_id, changes={"active_max": 6}, version=1)
+    await offers.configure(stores, book, sale_id=sale_id, changes={"active_max": 5}, version=1)
+    refused = await offers.configure(stores, book, sale_id=sale_id, changes={"active_max": 6}, version=1)
     assert refused == StaleVersion(2)
     sale = await book.read(sale_id)
     assert sale is not None
@@ -220,23 +220,23 @@ async def test_an_edit_that_begins_with_an_old_version_is_refused(stores: Stores
 
 async def test_nobody_edits_a_sale_that_does_not_exist(stores: Stores) -> None:
     book = SaleBook(stores.postgres)
-    assert await sales.configure(stores, book, sale_id=ids.random_id(), changes={"active_max": 5}) is None
+    assert await offers.configure(stores, book, sale_id=ids.random_id(), changes={"active_max": 5}) is None
 
 
 async def test_terms_that_arrive_late_do_not_undo_newer_ones(stores: Stores) -> None:
     newer = Sale(sale_id=ids.random_id(), active_max=8, version=3)
     await store(stores, newer.sale_id)
-    assert await sales.send_terms(stores.gate, newer) == Configured(3)
+    assert await offers.send(stores.gate, stores.postgres, newer) == Configured(3)
     older = Sale(sale_id=newer.sale_id, active_max=7, version=2)
-    assert await sales.send_terms(stores.gate, older) == Configured(3)
-    assert await sales.send_terms(stores.gate, newer) == Configured(3)
+    assert await offers.send(stores.gate, stores.postgres, older) == Configured(3)
+    assert await offers.send(stores.gate, stores.postgres, newer) == Configured(3)
     assert await stored(stores, newer.sale_id, "active_max") == "8"
 
 
 async def test_an_edit_stands_while_the_store_is_being_rebuilt(stores: Stores) -> None:
     sale_id = await make(stores.postgres)
     await store(stores, sale_id, state="rebuilding")
-    edited = await sales.configure(stores, SaleBook(stores.postgres), sale_id=sale_id, changes={"active_max": 5})
+    edited = await offers.configure(stores, SaleBook(stores.postgres), sale_id=sale_id, changes={"active_max": 5})
     assert isinstance(edited, Sale)
     assert (edited.active_max, await stored(stores, sale_id, "active_max")) == (5, None)
 
@@ -245,7 +245,7 @@ async def test_a_draining_room_is_cut_off_at_the_last_number(stores: Stores) -> 
     sale_id = await make(stores.postgres)
     await store(stores, sale_id, queue_no=4711)
     book = SaleBook(stores.postgres)
-    drained = await sales.configure(stores, book, sale_id=sale_id, changes={"room": "draining"})
+    drained = await offers.configure(stores, book, sale_id=sale_id, changes={"room": "draining"})
     assert isinstance(drained, Sale)
     assert (drained.draining_no, await stored(stores, sale_id, "draining_no")) == (4711, "4711")
 

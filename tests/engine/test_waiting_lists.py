@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine import cancellations, catalogue, ids, rebuild, sales, seats, waiting_lists
+from engine import cancellations, catalogue, ids, offers, rebuild, sales, seats, waiting_lists
 from engine.cancellations import Cancellation
 from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
 from engine.seats import OfferUnknown, PaymentRunning, SaleClosed, SaleNotOpen
@@ -251,7 +251,7 @@ async def test_an_offer_that_was_lost_with_the_store_is_made_again(line: Line) -
 
 async def test_one_who_may_have_no_more_stays_in_line_and_holds_up_nobody(line: Line) -> None:
     ann, ben = await line.joined("ann"), await line.joined("ben")
-    await sales.configure(
+    await offers.configure(
         line.shop.stores, line.shop.book, sale_id=line.shop.sale_id, changes={"per_buyer_max": 1}, version=None
     )
     await line.free("A-1-6")
@@ -398,7 +398,7 @@ async def test_what_a_list_that_is_over_left_behind_is_seen_and_given_back(line:
     await line.shop.stores.postgres.execute("UPDATE waiting_list_entries SET status = 'LEFT', reason = 'USER'")
     await line.shop.stores.postgres.execute("UPDATE sales SET waiting_list = false, version = version + 1")
     sale = await line.shop.sale()
-    await sales.send_terms(line.shop.stores.gate, sale)
+    await offers.send(line.shop.stores.gate, line.shop.stores.postgres, sale)
     reply = await sales.checkpoint(line.shop.stores, sale)
     assert isinstance(reply, sales.Checkpoint)
     assert reply.stranded == 1
