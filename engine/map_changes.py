@@ -22,6 +22,7 @@ class Changes(Reply, frozen=True):
 
     version: int
     left: int
+    message_no: int
     rows: tuple[str, ...]
 
 
@@ -38,12 +39,14 @@ class MapChanges(msgspec.Struct, frozen=True):
     """The seats that changed after a version and up to this one, each FREE, HELD, SOLD or BLOCKED now.
 
     `versions` has the version of each one's last change, the oldest first. What one reply said of a seat that changed
-    again before the next is said anew by that one: at `version` the map is exactly this.
+    again before the next is said anew by that one: at `version` the map is exactly this. `message_no` is that of the
+    last message to everybody who waits for the sale.
     """
 
     version: int
     statuses: dict[str, str]
     versions: dict[str, int] = msgspec.field(default_factory=dict)
+    message_no: int = 0
 
 
 async def read_changes(
@@ -67,4 +70,4 @@ async def read_changes(
             statuses[seat_no], versions[seat_no] = status, int(version)
         since = read.version
         if not read.left:
-            return MapChanges(since, statuses, versions)
+            return MapChanges(since, statuses, versions, read.message_no)

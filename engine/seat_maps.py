@@ -60,13 +60,14 @@ class SeatMap(msgspec.Struct, frozen=True):
     """The status of every seat that is not FREE, as a buyer may see it: HELD (also PAYING), SOLD, BLOCKED.
 
     `changed` are the seats that changed after version `since`, each with the version in which it last did, the oldest
-    first.
+    first. `message_no` is that of the last message to everybody who waits for the sale.
     """
 
     version: int
     statuses: dict[str, str]
     since: int = 0
     changed: dict[str, int] = msgspec.field(default_factory=dict)
+    message_no: int = 0
 
     def changes(self, since: int) -> Changes | None:
         """Say what changed after this version; None when only the whole map can tell."""
@@ -92,7 +93,7 @@ class SeatMap(msgspec.Struct, frozen=True):
             changed[seat_no] = version
         while len(changed) > CHANGES_MAX:
             since = changed.pop(next(iter(changed)))
-        return SeatMap(changes.version, statuses, since, changed)
+        return SeatMap(changes.version, statuses, since, changed, changes.message_no)
 
 
 async def read(gate: Gate, sale: Sale) -> SeatMap | Unavailable:
@@ -168,6 +169,11 @@ class Maps:
         watched = self._watched.get(sale.sale_id)
         return watched.map.changes(since) if watched is not None and watched.map is not None else None
 
+    def message_no(self, sale: Sale) -> int:
+        """The number of the last message to everybody, as far as the map was read; 0 when nothing was."""
+        watched = self._watched.get(sale.sale_id)
+        return watched.map.message_no if watched is not None and watched.map is not None else 0
+
     async def close(self) -> None:
         """Wait for what is still being read, though nobody asks for it any more."""
         reading = [watched.reading for watched in self._watched.values() if watched.reading is not None]
@@ -189,9 +195,10 @@ class Maps:
         changes = await map_changes.read_changes(self._gate, sale, known.version, seats_max=CHANGES_MAX)
         match changes:
             case MapChanges():
+                if (changes.version, changes.message_no) == (known.version, known.message_no):
+                    return known
                 shown = _without(changes.versions, watched.hidden)
-                newer = msgspec.structs.replace(changes, versions=shown)
-                return known if changes.version == known.version else known.advance(newer)
+                return known.advance(msgspec.structs.replace(changes, versions=shown))
             case ChangesUnknown():
                 is_spared = asyncio.get_running_loop().time() < watched.spared_until
                 return known if is_spared else await self._read_whole(sale, watched)

@@ -12,7 +12,7 @@
 --   since
 --   most
 -- RETURNS
---   changes                 version left rows...
+--   changes                 version left message_no rows...
 --   changes_unknown         version
 --   sale_unknown
 --   stale_epoch             epoch
@@ -20,7 +20,8 @@
 --
 -- A row is "seat_no state version", the last the version of its last change. They stand in the order of these. At most
 -- `most` and the rest of one change: with something left, ask again since the version that was answered. Of a version of
--- another epoch, or of none yet, nothing is known: then the map is read whole.
+-- another epoch, or of none yet, nothing is known: then the map is read whole. `message_no` says whether there is another
+-- message to everybody.
 local seats = KEYS[2]
 local map_changes = KEYS[3]
 local epoch = ARGV[1]
@@ -63,4 +64,4 @@ if count < #changed / 2 then
     tell(seat_no, exact(version))
   end
 end
-return { "changes", version, left, unpack(rows) }
+return { "changes", version, left, term("message_no"), unpack(rows) }

@@ -347,7 +347,7 @@ async def test_changes_are_read_in_bounded_parts_and_each_change_whole(redis_any
     await hall.held("A-1-5", "A-1-6")
 
     part = await map_changes.CHANGES(hall.gate, hall.sale.keys, epoch=1, since=0, most=2)
-    assert part == map_changes.Changes(1, 3, ("A-1-1 HELD 1", "A-1-2 HELD 1", "A-1-3 HELD 1"))
+    assert part == map_changes.Changes(1, 3, 0, ("A-1-1 HELD 1", "A-1-2 HELD 1", "A-1-3 HELD 1"))
     assert await since(hall, 0, most=1) == map_changes.MapChanges(3, dict.fromkeys(hall.seat_nos, "HELD"))
     assert await since(hall, 0, most=1, seats_max=6) == await since(hall, 0)
     assert isinstance(await since(hall, 0, most=1, seats_max=5), map_changes.ChangesUnknown)
