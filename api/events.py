@@ -1,31 +1,32 @@
-"""What happens in a sale, told as it happens: seats that change, and how the line stands, as server-sent events.
+"""What happens in a sale, told as it happens: seats that change, how the line stands, and what operators have to say.
 
-One poller a process and sale looks at the map and the room that this process keeps anyway. Each event is written once,
-as bytes, and sent to everybody who listens. Nobody makes us keep more for them than a place among the events of the
-last moments: whoever reads too slowly for that is told to fetch the map again, and whoever takes nothing at all for
-half a minute is given up.
+They are server-sent events. One poller a process and sale looks at the map and the room that this process keeps
+anyway. Whoever reads so slowly that what they were not told is kept no longer (`api/channels.py`) is told to fetch the
+map again, and whoever takes nothing at all for half a minute is given up.
 """
 
 import asyncio
 import logging
 import re
-from collections import deque
 from functools import partial
-from itertools import islice
 
 import msgspec
 from litestar.types import HTTPResponseBodyEvent, Receive, Send
 
-from api.answers import Document, Stream, encode
+from api.answers import Stream
+from api.channels import Channel, Frame, Listener, Reset, write
 from api.operations import Header, Request, Routes
 from api.problems import BUSY, FAULTS, Refused
 from api.seats import Since, document_of
-from api.waiting_room import QueueDocument, queue_document
+from api.waiting_room import queue_document
+from engine import messages
+from engine.messages import Lately
 from engine.refusals import Busy
 from engine.rooms import Room, Rooms
 from engine.sales import Sale, SaleBook
 from engine.seat_maps import Changes, Maps, SeatMap, epoch_of
 from engine.stores.replies import SaleRebuilding
+from engine.stores.scripts import Gate
 
 logger = logging.getLogger(__name__)
 
@@ -41,130 +42,25 @@ TRIES_AGAIN_AFTER_S = 1.0
 # A connection that takes nothing of what was sent to it for so long is dead, or its reader is.
 STUCK_AFTER_S = 30.0
 
-# Listeners who are woken before other requests have their turn.
-WOKEN_AT_ONCE = 100
-
-# What was told last is kept for those who are a little behind.
-FRAMES_KEPT_MAX = 256
-BYTES_KEPT_MAX = 1024 * 1024
-
 RETRY = b"retry: 3000\n\n"
 COMMENT = b":\n\n"
 
 _ID = re.compile(rb"(\d{1,10})-(\d{1,18})")
 
 
-class Reset(Document, frozen=True):
-    """The map must be fetched again; it had this version."""
-
-    map_version: int
-
-
-class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One event as bytes; `version` is that of the map it leads to, 0 where it is about something else."""
-
-    content: bytes
-    version: int = 0
-
-
-def write(event: bytes, document: Document, version: int = 0) -> Frame:
-    """Write an event; one about the map has an id, by which a client goes on where it was."""
-    named = b"id: %d-%d\n" % (epoch_of(version), version) if version else b""
-    return Frame(b"%bevent: %b\ndata: %b\n\n" % (named, event, encode(document)), version)
-
-
-class Listener:
-    """Somebody who listens: how far they were told, and whether they wait to be."""
-
-    __slots__ = ("_task", "_woken", "at", "ended", "given_up", "sends_since", "version")
-
-    def __init__(self, at: int, version: int) -> None:
-        self.at = at
-        # What they know of the map: another process may have told them more than this one has seen.
-        self.version = version
-        self.ended = self.given_up = False
-        self.sends_since: float | None = None
-        self._task = asyncio.current_task()
-        self._woken: asyncio.Future[None] | None = None
-
-    async def sleep(self) -> None:
-        """Wait until there is something to tell, or an end."""
-        self._woken = asyncio.get_running_loop().create_future()
-        await self._woken
-
-    def wake(self) -> None:
-        """There is something to tell."""
-        if self._woken is not None and not self._woken.done():
-            self._woken.set_result(None)
-
-    def end(self) -> None:
-        """Tell nothing more."""
-        self.ended = True
-        self.wake()
-
-    def give_up(self) -> None:
-        """Do not even wait until what is being sent is taken."""
-        self.given_up = True
-        if self._task is not None:
-            self._task.cancel()
-
-
-class Channel:
-    """The events of one sale in this process, and who listens to them."""
-
-    def __init__(self, sale_id: str, version: int) -> None:
-        self.sale_id = sale_id
-        self.version = version
-        self.listeners: set[Listener] = set()
-        self.room: Room | None = None
-        self.queue: QueueDocument | None = None
-        # Frames are numbered from 0; of the first `_forgotten` nothing is kept.
-        self._frames: deque[Frame] = deque()
-        self._forgotten = 0
-        self._bytes = 0
-
-    @property
-    def next_no(self) -> int:
-        """The number of the frame that comes next."""
-        return self._forgotten + len(self._frames)
-
-    def publish(self, frame: Frame) -> None:
-        """Tell everybody, once they are woken."""
-        self.version = frame.version or self.version
-        self._frames.append(frame)
-        self._bytes += len(frame.content)
-        while len(self._frames) > FRAMES_KEPT_MAX or (self._bytes > BYTES_KEPT_MAX and len(self._frames) > 1):
-            self._bytes -= len(self._frames.popleft().content)
-            self._forgotten += 1
-
-    def take(self, listener: Listener) -> bytes:
-        """What this listener was not told yet."""
-        if listener.at < self._forgotten:
-            listener.at, listener.version = self.next_no, self.version
-            return write(b"reset", Reset(self.version), self.version).content
-        new = islice(self._frames, listener.at - self._forgotten, None)
-        listener.at = self.next_no
-        return b"".join([frame.content for frame in new if not 0 < frame.version <= listener.version])
-
-    async def wake_all(self) -> None:
-        """Wake everybody who waits, a few at a time."""
-        for n, listener in enumerate(tuple(self.listeners), start=1):
-            listener.wake()
-            if n % WOKEN_AT_ONCE == 0:
-                await asyncio.sleep(0)
-
-
 class Events:
     """The channels of one process.
 
     Args:
+        gate: the way into Redis.
         book: the sales that this process knows.
         maps: its seat maps.
         rooms: its rooms.
         most: how many may listen at once.
     """
 
-    def __init__(self, book: SaleBook, maps: Maps, rooms: Rooms, *, most: int) -> None:
+    def __init__(self, gate: Gate, book: SaleBook, maps: Maps, rooms: Rooms, *, most: int) -> None:
+        self._gate = gate
         self._book = book
         self._maps = maps
         self._rooms = rooms
@@ -242,12 +138,13 @@ class Events:
                 self._close(channel)
 
     def _greet(self, channel: Channel, sale: Sale, newest: int, changes: Changes | None) -> bytes:
-        """What somebody is told first: what they missed, or to fetch the map, and how the line stands."""
+        """What somebody is told first: what they missed, or to fetch the map; the last message; how the line stands."""
         told = b""
         if changes is None:
             told = write(b"reset", Reset(newest), newest).content
         elif changes.statuses:
             told = write(b"seats", document_of(changes), changes.version).content
+        told += channel.notices.last()
         queue = queue_document(channel.room, sale) if channel.room is not None else None
         return told if queue is None else told + write(b"queue", queue).content
 
@@ -307,6 +204,14 @@ class Events:
             channel.publish(write(b"reset", Reset(found.version), found.version))
         elif isinstance(found, Changes) and found.version > channel.version:
             channel.publish(write(b"seats", document_of(found), found.version))
+        if self._maps.message_no(sale) != channel.notices.message_no:
+            await self._look_at_messages(channel, sale)
+
+    async def _look_at_messages(self, channel: Channel, sale: Sale) -> None:
+        lately = await messages.list_lately(self._gate, sale)
+        if isinstance(lately, Lately):
+            for frame in channel.notices.take(lately):
+                channel.publish(frame)
 
     async def _look_at_queue(self, channel: Channel) -> None:
         sale = await self._book.find(channel.sale_id)
@@ -354,7 +259,8 @@ async def listen(request: Request, sale_id: str, query: Since) -> Stream:
 
     `seats` `{map_version, seats}` is what changed on the map, as `?since=` answers it. `reset` `{map_version}`: fetch
     the map again, and ask with `since` until it has that version; whoever names neither a version nor the id of an
-    event begins with one. `queue` is the document of the line.
+    event begins with one. `queue` is the document of the line. `message` `{message_id, text, at}` is what an operator
+    has to say to everybody; who comes within an hour after the last one is told it, too, also who was told it before.
     """
     sale = await request.sale(sale_id)
     last = request.headers.get(b"last-event-id")

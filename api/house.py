@@ -110,7 +110,7 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
             queue_tokens=QueueTokens(shared.secret),
             till=Till(stores.gate, postgres, waiters, cards=cards),
             rooms=rooms,
-            events=Events(book, maps, rooms, most=settings.listeners_max),
+            events=Events(stores.gate, book, maps, rooms, most=settings.listeners_max),
             passes=PassDesk(passes),
             ticket_codes=tickets.Codes(await tickets.find_key(postgres)),
             cards=cards,

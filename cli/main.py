@@ -21,6 +21,7 @@ from cli.processes import METRICS_FOLDER, ProcessFault
 from engine.accounts import SCOPES
 from engine.balances import AMOUNT_MAX
 from engine.installation import CurrencyChanged
+from engine.messages import TEXT_MAX
 from engine.payments import State
 from engine.resolutions import Word
 from engine.sales import PEOPLE_MAX, SECONDS_MAX, RoomState
@@ -81,7 +82,7 @@ def _text(*, most: int) -> Callable[[click.Context, click.Parameter, str], str]:
     """Check a text as the API does: something, at most so long, and on one line."""
 
     def check(context: click.Context, parameter: click.Parameter, value: str) -> str:
-        if not (0 < len(value) <= most and value.isprintable()):
+        if not (value.strip() and len(value) <= most and value.isprintable()):
             raise click.BadParameter(f"Expected 1 to {most} printable characters.", context, parameter)
         return value
 
@@ -266,6 +267,18 @@ def room(sale: str, *, as_json: bool, **changes: str | int | None) -> None:
 
     named = {name: value for name, value in changes.items() if value is not None}
     _tell(asyncio.run(operating.set_room(_settings(), sale, named)), as_json=as_json)
+
+
+@main.command()
+@click.argument("sale", type=_SALE)
+@click.argument("text", callback=_text(most=TEXT_MAX))
+@click.option("--key", help="Sends it once, however often the same key is given.")
+@_as_json
+def message(sale: str, text: str, *, key: str | None, as_json: bool) -> None:
+    """Tell everybody who listens to a SALE a TEXT; who comes within an hour is told the last one."""
+    from cli import operating  # noqa: PLC0415
+
+    _tell(asyncio.run(operating.send_message(_settings(), sale, text=text, key=key)), as_json=as_json)
 
 
 @main.command()

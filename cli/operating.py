@@ -11,10 +11,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from engine import accounts, balances, ids, installation, offers, payments, resolutions, sales
+from engine import accounts, balances, ids, installation, messages, offers, payments, resolutions, sales
 from engine.accounts import KeptKey
 from engine.balances import Charge
 from engine.cards import Cards
+from engine.messages import Message
 from engine.payments import Payment
 from engine.resolutions import Resolution, Word
 from engine.sales import Listing, Sale, SaleBook
@@ -67,6 +68,15 @@ class Credit(msgspec.Struct, frozen=True, kw_only=True):
     repeated: bool
 
 
+class SentMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message to everybody who waits for a sale; `repeated` where the same key sent it before."""
+
+    message_id: str
+    text: str
+    at: datetime
+    repeated: bool
+
+
 class NewKey(msgspec.Struct, frozen=True, kw_only=True):
     """A new operator's key: it can be read here and never again."""
 
@@ -113,6 +123,26 @@ async def set_room(settings: Settings, sale_id: str, changes: Mapping[str, objec
         raise _refused(sale)
     terms = {name: getattr(sale, name) for name in Room.__struct_fields__ if name != "state"}
     return Room(**terms, state=sale.room)
+
+
+async def send_message(settings: Settings, sale_id: str, *, text: str, key: str | None) -> SentMessage:
+    """Tell everybody who listens to a sale, once for a key."""
+    message_id = ids.derive("command line", "message", sale_id, key) if key else ids.random_id()
+    async with _opened(settings) as stores:
+        sale = await SaleBook(stores.postgres).read(sale_id)
+        if sale is None:
+            raise click.ClickException(f"There is no sale {sale_id}.")
+        sent = await messages.send(
+            stores.gate,
+            stores.postgres,
+            sale,
+            message_id=message_id,
+            text=text.strip(" "),
+            api_key_id=await accounts.own_key(stores.postgres),
+        )
+    if not isinstance(sent, Message):
+        raise _refused(sent)
+    return SentMessage(message_id=sent.message_id, text=sent.text, at=sent.created_at, repeated=sent.repeated)
 
 
 # Payments and money ---------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ class Changes(Reply, frozen=True):
 
     version: int
     left: int
+    message_no: int
     rows: tuple[str, ...]
 
 
@@ -37,23 +38,36 @@ CHANGES = Script("seats/changes", SaleKeys, Changes | ChangesUnknown | Unavailab
 class MapChanges(msgspec.Struct, frozen=True):
     """The seats that changed after a version and up to this one, each FREE, HELD, SOLD or BLOCKED now.
 
-    A seat that changed again while they were read has its newest status, which a later answer may repeat.
+    `versions` has the version of each one's last change, the oldest first. What one reply said of a seat that changed
+    again before the next is said anew by that one: at `version` the map is exactly this. `message_no` is that of the
+    last message to everybody who waits for the sale.
     """
 
     version: int
     statuses: dict[str, str]
+    versions: dict[str, int] = msgspec.field(default_factory=dict)
+    message_no: int = 0
 
 
 async def read_changes(
-    gate: Gate, sale: Sale, since: int, *, most: int = ROWS_MAX
+    gate: Gate, sale: Sale, since: int, *, most: int = ROWS_MAX, seats_max: int | None = None
 ) -> MapChanges | ChangesUnknown | Unavailable:
-    """Read all that changed on the map of a sale since a version, `most` seats a call."""
+    """Read all that changed on the map of a sale since a version, `most` seats a call.
+
+    Where more than `seats_max` changed, that is unknown too: they are not worth telling one by one.
+    """
     statuses: dict[str, str] = {}
+    versions: dict[str, int] = {}
     while True:
         read = await sales.ask(gate, sale, CHANGES, since=since, most=most)
         if not isinstance(read, Changes):
             return read
-        statuses |= {seat_no: status for seat_no, _, status in (row.rpartition(" ") for row in read.rows)}
+        if seats_max is not None and len(statuses) + len(read.rows) + read.left > seats_max:
+            return ChangesUnknown(read.version)
+        for row in read.rows:
+            seat_no, status, version = row.rsplit(" ", 2)
+            versions.pop(seat_no, None)
+            statuses[seat_no], versions[seat_no] = status, int(version)
         since = read.version
         if not read.left:
-            return MapChanges(since, statuses)
+            return MapChanges(since, statuses, versions, read.message_no)

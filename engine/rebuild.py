@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import msgspec
 
-from engine import ids, offers, reservations, sales, seats, settlement, waiting_room
+from engine import ids, messages, offers, reservations, sales, seats, settlement, waiting_room
 from engine.sales import Sale
 from engine.stores import outbox, queries
 from engine.stores.connections import Stores
@@ -336,6 +336,7 @@ async def _write(stores: Stores, copy: Copy) -> Counted:
         flat = [value for row in rows for value in (row["queue_no"], _ended_token(row), row["ended_at_ms"])]
         _expect(await LOAD_TOKENS(gate, sale.keys, epoch=sale.epoch, rows=flat), Loaded)
         ended_tokens += len(rows)
+    await messages.put_back(gate, stores.postgres, sale)
     return expect(copy.holds, seats=seats_total, blocked=blocked, ended_tokens=ended_tokens)
 
 

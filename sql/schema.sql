@@ -444,6 +444,18 @@ CREATE TABLE payment_resolutions (
 );
 CREATE INDEX payment_resolutions_payment ON payment_resolutions (payment_id);
 
+-- What operators told everybody who waited for a sale; who comes within the hour is told it, too.
+CREATE TABLE messages (
+  message_id uuid PRIMARY KEY,
+  sale_id uuid NOT NULL REFERENCES sales,
+  text text NOT NULL CHECK (char_length(text) BETWEEN 1 AND 500),
+  -- The operator's key.
+  api_key_id uuid NOT NULL REFERENCES api_keys,
+  -- To the millisecond, as it is told.
+  created_at timestamptz NOT NULL DEFAULT date_trunc('milliseconds', now())
+);
+CREATE INDEX messages_newest ON messages (sale_id, created_at DESC, message_id DESC);
+
 -- What a gateway told us, each once: written by the transaction that applies it.
 CREATE TABLE webhook_events (
   event_id text PRIMARY KEY,

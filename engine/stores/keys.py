@@ -79,6 +79,11 @@ class SaleKeys:
         return self._key("map_changes")
 
     @cached_property
+    def messages(self) -> str:
+        """Sorted set: ``message_id text`` of what operators told everybody, scored by the millisecond it was sent."""
+        return self._key("messages")
+
+    @cached_property
     def tiers(self) -> str:
         """Hash: ``tier|category_no`` -> ``price|max``; an empty max is no cap."""
         return self._key("tiers")

@@ -13,6 +13,7 @@
 --   journal         stream
 --   prices          hash
 --   map_changes     zset
+--   messages        zset
 --   tiers           hash
 --   tier_counts     hash
 --   blocks          hash
@@ -65,7 +66,8 @@ end
 redis.call("UNLINK", unpack(KEYS))
 local first = string.format("%.0f", tonumber(epoch) * 1000000000)
 redis.call(
-  "HSET", KEYS[1], "epoch", epoch, "state", "rebuilding", "now_ms", now_ms, "fence", first, "map_version", first
+  "HSET", KEYS[1], "epoch", epoch, "state", "rebuilding", "now_ms", now_ms, "fence", first, "map_version", first,
+  "message_no", first
 )
 for at = 3, #ARGV, 2 do
   redis.call("HSET", KEYS[1], ARGV[at], ARGV[at + 1])

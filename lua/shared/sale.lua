@@ -5,6 +5,7 @@
 --   epoch state                                  1, 2, … and open | rebuilding; anything but open refuses
 --   now_ms                                       the latest time a change was made at: time never goes back
 --   fence map_version                            counters: holds made, changes of the map
+--   message_no                                   counts what operators told everybody
 --   outbox_n journal_n                           the last number given out in each stream
 --   outbox_persisted_n journal_persisted_n       the last number that Postgres has, written by the owner
 --   backlog_max                                  joins and holds answer busy past this many unpersisted entries

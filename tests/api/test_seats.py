@@ -155,7 +155,7 @@ def test_a_plan_writes_what_stands_on_it() -> None:
     ]
     plan = Plan(rows)
     statuses = {"Ä-1-1": "SOLD", "Ä-1-3": "BLOCKED", "stalls-GA-1": "SOLD"}
-    for current in (SeatMap(8, 8, statuses), SeatMap(9, 9, {}), SeatMap(10, 10, statuses)):
+    for current in (SeatMap(8, statuses), SeatMap(9, {}), SeatMap(10, statuses)):
         told = json.loads(plan.write(current))
         assert (told["map_version"], told["full"]) == (current.version, True)
         assert told["seats"] == [row | {"status": current.statuses.get(str(row["seat_no"]), "FREE")} for row in rows]
@@ -163,7 +163,7 @@ def test_a_plan_writes_what_stands_on_it() -> None:
 
 async def test_a_hall_without_seats_has_an_empty_map(house: House) -> None:
     assert isinstance(house.seat_maps, SeatMaps)
-    assert json.loads(Plan([]).write(SeatMap(7, 7, {"stalls-GA-1": "SOLD"}))) == {
+    assert json.loads(Plan([]).write(SeatMap(7, {"stalls-GA-1": "SOLD"}))) == {
         "map_version": 7,
         "full": True,
         "seats": [],
@@ -194,9 +194,9 @@ def test_gzip_is_sent_to_who_takes_it(accepted: str, takes: bool) -> None:  # no
 
 def test_the_same_map_is_the_same_bytes_in_every_process() -> None:
     plan = Plan([{"seat_no": "A-1-1", "section": "A", "row": "1", "number": 1, "category": "R", "price": 10}])
-    zipped = [seats._write(plan, SeatMap(8, 8, {}), zipped=True) for _ in range(2)]
+    zipped = [seats._write(plan, SeatMap(8, {}), zipped=True) for _ in range(2)]
     assert zipped[0] == zipped[1]
-    assert gzip.decompress(zipped[0]) == plan.write(SeatMap(8, 8, {}))
+    assert gzip.decompress(zipped[0]) == plan.write(SeatMap(8, {}))
 
 
 async def test_closing_waits_for_what_is_being_read(house: House, show: Show) -> None:

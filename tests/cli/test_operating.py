@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from engine import accounts
+from engine import accounts, messages
+from engine.messages import Lately
 from engine.stores.connections import Stores
 from tests.cli.program import lastseat
 from tests.shop import PRICE, Shop, open_shop
@@ -52,6 +53,19 @@ async def test_a_room_is_shown_and_set_in_both_stores(outside: dict[str, str], s
     assert (await shop.term("room"), await shop.term("active_max")) == ("open", "7")
     assert told("room", shop.sale_id, settings=outside) == changed
     assert refused("room", NOBODY, "--state", "open", settings=outside) == f"There is no sale {NOBODY}."
+
+
+async def test_a_message_is_sent_once_for_a_key(outside: dict[str, str], shop: Shop, stores: Stores) -> None:
+    sending = ("message", shop.sale_id, " Doors open at eight. ", "--key", "doors")
+    first, again = (told(*sending, settings=outside) for _ in range(2))
+    assert (first["text"], first["repeated"]) == ("Doors open at eight.", False)
+    assert again == first | {"repeated": True}
+    changed = refused("message", shop.sale_id, "At nine.", "--key", "doors", settings=outside)
+    assert changed == "This key was used for another request."
+    assert refused("message", NOBODY, "x", settings=outside) == f"There is no sale {NOBODY}."
+    lately = await messages.list_lately(stores.gate, await shop.sale())
+    assert isinstance(lately, Lately)
+    assert [each.message_id for each in lately.told] == [first["message_id"]]
 
 
 async def test_a_payment_in_doubt_is_listed_and_resolved(outside: dict[str, str], shop: Shop, stores: Stores) -> None:
@@ -116,6 +130,7 @@ async def test_keys_are_made_listed_and_revoked(outside: dict[str, str], stores:
         (("credit", NOBODY, "0", "--reason", "x"), "0 is not in the range"),
         (("credit", NOBODY, "1"), "Missing option '--reason'"),
         (("key", "two\nlines"), "Expected 1 to 100 printable characters."),
+        (("message", NOBODY, "  "), "Expected 1 to 500 printable characters."),
     ],
 )
 def test_what_is_mistyped_is_said_before_anything_is_opened(arguments: tuple[str, ...], line: str) -> None:

@@ -38,7 +38,7 @@ def comparable(stored: dict[str, Any]) -> dict[str, Any]:
     """
     copy = {name: dict(content) for name, content in stored.items()}
     for name in list(copy["sale"]):
-        if name.endswith(b"_n"):
+        if name.endswith((b"_n", b"message_no")):
             del copy["sale"][name]
     copy["ended"] = dict.fromkeys(copy.get("ended", {}))
     for hold_id, record in copy.get("holds", {}).items():

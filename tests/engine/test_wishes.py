@@ -1,6 +1,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine import ids, map_changes, seats, wishes
@@ -295,7 +296,15 @@ async def test_the_best_seats_are_those_of_open_blocks_too(redis_any: RedisClien
 
 
 async def since(hall: Any, version: int, **more: Any) -> Any:
-    return await map_changes.read_changes(hall.gate, hall.sale, version, **more)
+    found = await map_changes.read_changes(hall.gate, hall.sale, version, **more)
+    if isinstance(found, map_changes.MapChanges):
+        # What was last changed comes last, in the version in which it was.
+        assert found.versions.keys() == found.statuses.keys()
+        assert list(found.versions.values()) == sorted(found.versions.values())
+        changed = await hall.scores("map_changes")
+        assert found.versions == {seat_no: int(changed[seat_no]) for seat_no in found.statuses}
+        return msgspec.structs.replace(found, versions={})
+    return found
 
 
 async def test_every_change_of_the_map_is_told_since_a_version(redis_any: RedisClient) -> None:
@@ -338,8 +347,10 @@ async def test_changes_are_read_in_bounded_parts_and_each_change_whole(redis_any
     await hall.held("A-1-5", "A-1-6")
 
     part = await map_changes.CHANGES(hall.gate, hall.sale.keys, epoch=1, since=0, most=2)
-    assert part == map_changes.Changes(1, 3, ("A-1-1 HELD", "A-1-2 HELD", "A-1-3 HELD"))
+    assert part == map_changes.Changes(1, 3, 0, ("A-1-1 HELD 1", "A-1-2 HELD 1", "A-1-3 HELD 1"))
     assert await since(hall, 0, most=1) == map_changes.MapChanges(3, dict.fromkeys(hall.seat_nos, "HELD"))
+    assert await since(hall, 0, most=1, seats_max=6) == await since(hall, 0)
+    assert isinstance(await since(hall, 0, most=1, seats_max=5), map_changes.ChangesUnknown)
 
 
 async def test_of_another_epoch_nothing_is_known(redis_any: RedisClient) -> None:
