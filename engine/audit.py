@@ -495,7 +495,7 @@ def _disproof(line: Heard, row: asyncpg.Record | None) -> str | None:
 
 
 async def _compare_charges(found: _Questions) -> _Case:
-    case = _Case("I3", await found.count("payments", "refunds", "reservations"))
+    case = _Case("I3", await found.count("payments", "late_payments", "refunds", "reservations"))
     case.accuse_all(
         await found.ask("find_double_charges"),
         lambda row: f"reservation {row['reservation_id']} has the payments {', '.join(row['payment_ids'])}",
@@ -515,6 +515,13 @@ async def _compare_charges(found: _Questions) -> _Case:
         lambda row: (
             f"payment {row['payment_id']} is {row['status']}: of {row['card_amount']} by card "
             f"{row['captured_amount']} is taken; its capture is {row['capture']}, its void {row['void']}"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_late_payments"),
+        lambda row: (
+            f"late money {row['gateway_ref']} is {row['status']} ({row['reason']}): payment {row['payment_id']} is "
+            f"{row['ended_status']}, the new one {row['new_status']}, the void {row['void']}"
         ),
     )
     case.accuse_all(
