@@ -21,10 +21,10 @@ from engine.authorisations import Authorisation
 from engine.errands import Leg
 from engine.gateway import Gateway, GatewayUnavailable, GatewayUnknown, Intent
 from engine.payments import Payment
-from engine.refusals import Busy, IdempotencyKeyReused, LimitReached
+from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, SaleClosed
 from engine.reservations import LAST_ID, LATEST, holding_of
 from engine.sales import Sale
-from engine.seats import HeldLines, HoldKnown, LookOn, OfferUnknown, SaleClosed, SaleNotOpen, SeatTaken, SoldOut
+from engine.seats import HeldLines, HoldKnown, LookOn, OfferUnknown, SaleNotOpen, SeatTaken, SoldOut
 from engine.stores import queries
 from engine.stores.connections import POSTGRES_AWAY, StoreUnavailable
 from engine.stores.keys import SaleKeys
@@ -256,7 +256,7 @@ async def _authorise(
         # Who gives the money back locks the same row: one of the two finds that the other was first.
         if not await SQL.lock_pending.fetch(connection, late.gateway_ref):
             raise _No("hold_ended")
-        if await SQL.is_called_off.fetchval(connection, sale.sale_id):
+        if await sales.SQL.is_called_off.fetchval(connection, sale.sale_id):
             raise _No("event_cancelled")
         await authorisations.authorise_in(connection, [request])
         payment = (await payments.read(connection, [late.new_payment_id])).get(late.new_payment_id)

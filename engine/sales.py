@@ -12,6 +12,7 @@ import asyncpg
 import msgspec
 
 from engine.ids import SALE_PREFIX
+from engine.refusals import SaleClosed
 from engine.stores import queries
 from engine.stores.coalesce import Coalescer
 from engine.stores.connections import Stores
@@ -38,6 +39,9 @@ class StaleVersion(Refusal, frozen=True):
 
 
 RoomState = Literal["off", "prequeue", "open", "paused", "draining", "closed", "bypass"]
+
+# What decides whether a sale sells: of one whose event is off, nobody changes these any more.
+SELLING: Final = frozenset({"opens_at", "closes_at", "room"})
 
 # What a waiting room may be set to at most: people inside or a minute, and seconds.
 PEOPLE_MAX: Final = 10_000_000
@@ -244,9 +248,21 @@ async def edit(
     return msgspec.structs.replace(edited, version=edited_version)
 
 
+async def would_sell_again(connection: queries.Connection, *, sale_id: str, changes: Mapping[str, object]) -> bool:
+    """Whether these changes say when a sale sells, or to whom its room is open, and its event is off.
+
+    It locks the row of the sale: who calls the event off after this does so after the caller's edit, and closes again.
+    """
+    if not changes.keys() & SELLING:
+        return False
+    await SQL.lock_sale.fetchrow(connection, sale_id)
+    is_called_off: bool = await SQL.is_called_off.fetchval(connection, sale_id)
+    return is_called_off
+
+
 async def configure(
     stores: Stores, book: SaleBook, *, sale_id: str, changes: Mapping[str, object], version: int | None = None
-) -> Sale | StaleVersion | None:
+) -> Sale | SaleClosed | StaleVersion | None:
     """Change the terms of a sale or its room: first in the row, then in the store.
 
     A process that dies between the two leaves a row that is ahead; the sale's owner sees that and sends the terms
@@ -255,6 +271,8 @@ async def configure(
     if changes.get("room") == "draining" and "draining_no" not in changes:
         changes = {**changes, "draining_no": await _last_queue_no(stores, sale_id)}
     async with stores.postgres.acquire() as connection, connection.transaction():
+        if await would_sell_again(connection, sale_id=sale_id, changes=changes):
+            return SaleClosed()
         edited = await edit(connection, sale_id=sale_id, changes=changes, version=version)
     if not isinstance(edited, Sale):
         return edited

@@ -107,6 +107,12 @@ FROM payments
 LEFT JOIN reservations USING (reservation_id)
 WHERE payment_id = ANY ($1::uuid[]);
 
+-- name: find_redeemed
+-- What stands of these tickets.
+SELECT ticket_no, sale_id, seat_no, status, redeemed_at IS NOT NULL AS was_redeemed
+FROM tickets
+WHERE ticket_no = ANY ($1::bigint[]);
+
 -- I3: one charge for one sale ---------------------------------------------------------------------------------------
 
 -- name: find_double_charges

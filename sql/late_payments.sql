@@ -64,10 +64,6 @@ ORDER BY lines.seat_no;
 -- Whether nobody has decided on it yet; nobody does until this transaction ends.
 SELECT true FROM late_payments WHERE gateway_ref = $1 AND status = 'PENDING' FOR UPDATE;
 
--- name: is_called_off
--- Whether the event of this sale is off.
-SELECT EXISTS (SELECT FROM schedule_cancellations WHERE sale_id = $1);
-
 -- name: find_carrier
 -- The payment that this money belongs to now, and how it stands.
 SELECT payment_id, status FROM payments WHERE gateway_ref = $1;

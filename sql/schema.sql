@@ -369,6 +369,8 @@ CREATE TABLE payments (
 );
 -- At most one payment a reservation that may still buy it, or did.
 CREATE UNIQUE INDEX payments_live ON payments (reservation_id) WHERE status NOT IN ('FAILED', 'VOIDED');
+-- Those that did not, which a reservation without such a one names.
+CREATE INDEX payments_ended ON payments (reservation_id, created_at DESC) WHERE status IN ('FAILED', 'VOIDED');
 CREATE INDEX payments_mine ON payments (user_id, created_at DESC, payment_id DESC);
 CREATE INDEX payments_unsettled ON payments (updated_at) WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT');
 

@@ -1,4 +1,4 @@
--- What became of money that a gateway reported for a payment that had ended.
+-- What became of money that a gateway reported for a payment that had ended; and how a reservation finds its payment.
 
 CREATE TABLE late_payments (
   gateway_ref text PRIMARY KEY,
@@ -19,3 +19,5 @@ CREATE TABLE late_payments (
 CREATE INDEX late_payments_payment ON late_payments (payment_id);
 CREATE INDEX late_payments_newest ON late_payments (created_at DESC, new_payment_id DESC);
 CREATE INDEX late_payments_due ON late_payments (sale_id) WHERE status = 'PENDING';
+
+CREATE INDEX payments_ended ON payments (reservation_id, created_at DESC) WHERE status IN ('FAILED', 'VOIDED');
