@@ -6,18 +6,38 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import audit, authorisations, cancellations, cards, ids, late_payments, payments, seats
+from engine import (
+    audit,
+    authorisations,
+    cancellations,
+    cards,
+    catalogue,
+    ids,
+    late_payments,
+    payments,
+    rebuild,
+    sales,
+    seats,
+    wishes,
+)
 from engine.cards import Cards
 from engine.gateway import Event
 from engine.late_payments import LatePayment
 from engine.payments import Payment
+from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, SaleClosed
+from engine.sales import SaleBook, Terms
 from engine.settings import Settings
-from engine.stores.connections import Stores
+from engine.stores.connections import RedisClient, Stores
 from engine.stripe_gateway import StripeGateway, open_gateway
 from engine.till import Tender, Till
+from engine.wishes import AreaLine, SeatLine
+from tests.engine import offered_halls
+from tests.engine.offered_halls import PRICE as FULL
+from tests.engine.offered_halls import OfferedHall, Row, open_offered
+from tests.engine.seat_sales import buyer
 from tests.engine.test_cards import counter, ledger_of, pay, reconcile, row, split, tell
 from tests.gateways import Operator, operating, running_gateway
-from tests.shop import PRICE, Shop, open_shop
+from tests.shop import PRICE, START_AT, Shop, open_shop
 
 LATE = "pm_action_late"
 
@@ -438,3 +458,157 @@ async def test_late_payments_are_listed_newest_first(
     before = (newest[0].created_at, newest[0].new_payment_id)
     assert [late.payment_id for late in await late_payments.list_newest(postgres, before=before)] == [first.payment_id]
     assert msgspec.structs.asdict(newest[0])["status"] == "PENDING"
+
+
+# Tiers and areas ------------------------------------------------------------------------------------------------------
+
+
+async def test_late_money_buys_the_same_tiers_and_any_places_of_the_same_area(
+    stores: Stores, gateway: Operator, adapter: StripeGateway
+) -> None:
+    shop = await open_shop_with_a_lawn(stores)
+    async with counter(shop, adapter, answer_within_s=0.0) as till:
+        hold_id = ids.derive_in(shop.sale_id, "family")
+        held = await wishes.hold_lines(
+            stores.gate,
+            await shop.sale(),
+            hold_id=hold_id,
+            buyer_id=await shop.person("ann"),
+            fingerprint="f",
+            lines=[SeatLine("A-1-1", "child"), SeatLine("A-1-2"), AreaLine("Lawn", 2), AreaLine("Lawn", 1, "child")],
+        )
+        assert isinstance(held, seats.HeldLines)
+        assert {line.seat_no for line in held.lines if "GA" in line.seat_no} == {f"Lawn-GA-{no}" for no in (1, 2, 3)}
+        payment = await pay(shop, till, hold_id, method=LATE)
+        await reconcile(shop, adapter, late=True)
+        await shop.release(hold_id)
+        await shop.drain()
+        await tell(shop, adapter)
+        await gateway.act(payment.action_url, "approve")
+    # Somebody else stands where they would have stood; the lawn is large enough.
+    mine: dict[str, Any] = {"hold_id": ids.random_id(), "buyer_id": await shop.person("bob"), "fingerprint": "f"}
+    await wishes.hold_lines(stores.gate, await shop.sale(), lines=[AreaLine("Lawn", 2)], **mine)
+    await report(shop, adapter, payment)
+    await go_on(shop, adapter)
+    late = await outcome(shop, payment)
+    assert (late.status, late.amount) == ("SOLD", 2 * LAWN + PRICE + 2 * CHILD)
+    lines = await shop.rows(
+        "SELECT price, tier, count(*) FROM reservation_seats WHERE reservation_id = $1 GROUP BY price, tier "
+        "ORDER BY price, tier",
+        late.new_reservation_id,
+    )
+    assert lines == [(CHILD, "child", 2), (LAWN, None, 2), (PRICE, None, 1)]
+    await prove(shop)
+
+
+LAWN, CHILD = 7_000, 5_000
+
+
+async def open_shop_with_a_lawn(stores: Stores) -> Shop:
+    """Two seats and a lawn of six, with a price for children on both."""
+    await stores.postgres.execute("INSERT INTO installation (name, value) VALUES ('currency', 'KRW')")
+    concert_id = ids.random_id()
+    await catalogue.create_concert(stores.postgres, concert_id=concert_id, poster=catalogue.Poster(title="Outdoors"))
+    made = await catalogue.create_schedule(
+        stores.postgres,
+        schedule_id=ids.random_id(),
+        concert_id=concert_id,
+        start_at=START_AT,
+        terms=Terms(name="Outdoors"),
+        seats=[
+            catalogue.Seat(section="A", row="1", number=number, category="R", price=PRICE, blocked=False)
+            for number in (1, 2)
+        ],
+        areas=[catalogue.Area(area="Lawn", category="GA", price=LAWN, quantity=6)],
+        tiers=[catalogue.Tier(tier="child", category=category, price=CHILD) for category in ("R", "GA")],
+        fingerprint="",
+    )
+    assert isinstance(made, tuple), made
+    shop = Shop(stores, made[0].sale_id, SaleBook(stores.postgres))
+    assert await rebuild.ensure_open(stores, shop.sale_id)
+    return shop
+
+
+# The script alone -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def hall(redis_any: RedisClient) -> AsyncIterator[OfferedHall]:
+    """A row of four, of which two are kept by a code, a lawn of two; a child pays less, and one of them may come."""
+    hall = await open_offered(
+        redis_any,
+        Row("A", "1", "FF", "STD"),
+        Row("B", "1", "FF", "STD", block=1),
+        areas=(offered_halls.Area("Lawn", 2), offered_halls.Area("Bar", 2, block=1)),
+        tiers={("child", "STD"): (10_000, 1)},
+        blocks={1: f"{wishes.code_hash('', 'hush')}||0|0"},
+    )
+    yield hall
+    await hall.check()
+
+
+async def hold_again(hall: OfferedHall, *lines: str, prices: str, key: str = "late", **more: Any) -> Any:
+    """Ask the script."""
+    asked: dict[str, Any] = {"hold_id": ids.derive(key), "buyer_id": buyer("ann"), "fingerprint": "f" * 16} | more
+    return await sales.ask(hall.gate, hall.sale, late_payments.HOLD_AGAIN, wanted_prices=prices, lines=lines, **asked)
+
+
+async def test_an_id_holds_again_once(hall: OfferedHall) -> None:
+    held = await hold_again(hall, "A-1-1", "=Lawn|1|", prices=f"{FULL},{FULL}")
+    assert isinstance(held, seats.HeldLines)
+    assert [line.seat_no for line in held.lines] == ["A-1-1", "Lawn-GA-1"]
+    again = await hold_again(hall, "A-1-1", "=Lawn|1|", prices=f"{FULL},{FULL}")
+    assert again == seats.HoldKnown("HELD")
+    other = await hold_again(hall, "A-1-1", prices=str(FULL), fingerprint="0" * 16)
+    assert other == IdempotencyKeyReused()
+    (entry,) = await hall.entries("journal")
+    assert (entry["kind"], entry["queue_no"]) == ("held", "0")
+
+
+async def test_a_room_that_is_on_asks_for_no_token_and_a_closed_one_sells_nothing(hall: OfferedHall) -> None:
+    await hall.set(room="paused")
+    assert isinstance(await hold_again(hall, "A-1-1", prices=str(FULL)), seats.HeldLines)
+    await hall.set(room="closed")
+    assert await hold_again(hall, "A-1-2", prices=str(FULL), key="2") == SaleClosed()
+
+
+async def test_what_stands_in_the_way_of_holding_again_is_named(hall: OfferedHall) -> None:
+    await hall.hold_lines("A-1-1", ("A-1-2", "child"), AreaLine("Lawn", 2), by="bob")
+    refused = await hold_again(hall, "A-1-1", "A-1-2", prices=f"{FULL},{FULL}")
+    assert refused == seats.SeatTaken(("A-1-1 held", "A-1-2 held"))
+    assert await hold_again(hall, "B-1-1", prices=str(FULL)) == seats.SeatTaken(("B-1-1 blocked",))
+    assert await hold_again(hall, "=Bar|1|", prices=str(FULL)) == seats.SeatTaken(("Bar blocked",))
+    assert await hold_again(hall, "=Lawn|1|", prices=str(FULL)) == seats.SoldOut(("1 0 area Lawn",))
+    assert await hold_again(hall, "=Moon|1|", prices=str(FULL)) == seats.OfferUnknown(("area Moon",))
+    for strange in ("A-9-9", "Lawn-GA-1"):
+        assert await hold_again(hall, strange, prices=str(FULL)) == seats.SeatUnknown((strange,))
+    assert len(await hall.entries("journal")) == 1
+
+
+async def test_a_tier_whose_cap_is_reached_is_sold_out_and_one_that_costs_more_has_changed(hall: OfferedHall) -> None:
+    assert isinstance(await hold_again(hall, "A-1-1|child", prices="9999"), late_payments.PriceChanged)
+    assert isinstance(await hold_again(hall, "A-1-1|child", prices="10000"), seats.HeldLines)
+    assert await hold_again(hall, "A-1-2|child", prices="10000", key="2") == seats.SoldOut(("1 0 tier child",))
+
+
+async def test_nothing_is_held_again_before_a_sale_opens_after_it_closes_or_while_postgres_is_behind(
+    hall: OfferedHall,
+) -> None:
+    now_ms = await hall.now_ms()
+    await hall.set(opens_at_ms=now_ms + 60_000)
+    assert await hold_again(hall, "A-1-1", prices=str(FULL)) == seats.SaleNotOpen(now_ms + 60_000)
+    await hall.set(opens_at_ms=0, closes_at_ms=now_ms)
+    assert await hold_again(hall, "A-1-1", prices=str(FULL)) == SaleClosed()
+    await hall.set(closes_at_ms=0, backlog_max=1, journal_n=5)
+    assert await hold_again(hall, "A-1-1", prices=str(FULL)) == Busy(1000)
+    await hall.set(journal_n=0, per_buyer_max=1, waiting_list=1)
+    assert await hold_again(hall, "A-1-1", "A-1-2", prices=f"{FULL},{FULL}") == LimitReached(1, 0)
+
+
+async def test_while_others_wait_for_seats_a_lapsed_hold_gives_none_away(hall: OfferedHall) -> None:
+    await hall.hold_lines("A-1-1", by="bob", id_="b0" * 16)
+    await hall.lapse("b0" * 16)
+    await hall.set(waiting_list=1)
+    assert await hold_again(hall, "A-1-1", prices=str(FULL)) == seats.SeatTaken(("A-1-1 held",))
+    await hall.set(waiting_list=0)
+    assert isinstance(await hold_again(hall, "A-1-1", prices=str(FULL)), seats.HeldLines)
