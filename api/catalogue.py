@@ -20,7 +20,7 @@ from api.seat_tables import NewSeat
 from engine import accounts, catalogue, ids, rebuild
 from engine.catalogue import SEATS_MAX, Area, Concert, Offering, Poster, Schedule, SeatRow
 from engine.offers import send
-from engine.refusals import IdempotencyKeyReused, NotFound
+from engine.refusals import IdempotencyKeyReused, NotFound, SaleClosed
 from engine.sales import StaleVersion, Terms
 
 routes = Routes("Tickets")
@@ -423,6 +423,7 @@ async def list_operators_seats(request: Request, schedule_id: str, query: Page) 
     {200: OperatorsScheduleDocument},
     caller=operator(accounts.CATALOGUE),
     edits=True,
+    refusals=(SaleClosed,),
 )
 async def edit_schedule(request: Request, schedule_id: str, body: EditedSchedule) -> Answer:
     """Change when it takes place, the terms of its sale, caps of tiers, for whom and when blocks are kept.

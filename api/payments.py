@@ -1,6 +1,7 @@
 """Payments: pay a reservation, see how payments stand."""
 
 import logging
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import asyncpg
@@ -11,14 +12,16 @@ from api.answers import Answer, Document, answer
 from api.callers import USER, operator
 from api.clock import Time, rfc3339
 from api.house import House
+from api.late_payments import LateDocument, late_of
 from api.operations import Body, Request, Routes
 from api.pages import Listed, Page, Place, moment_of, page_of, place_of
 from api.payment_methods import ASK_AGAIN_S, CARD_DEADLINE_S, Action, Card, ReturnUrl
 from api.problems import Refused, invalid
 from api.reservations import in_shard
-from engine import accounts, ids, payments, resolutions, seats
+from engine import accounts, ids, late_payments, payments, resolutions, seats
 from engine.cards import is_asked
 from engine.catalogue import PRICE_MAX
+from engine.late_payments import LatePayment
 from engine.payments import CardDeclined, InsufficientBalance, Payment, State
 from engine.refusals import Busy, IdempotencyKeyReused, NotFound, SlowDown
 from engine.resolutions import NotInDoubt, Resolution, StillInDoubt
@@ -83,6 +86,8 @@ class PaymentDocument(Document, frozen=True, kw_only=True):
     created_at: Time
     paid_at: Time | UnsetType = UNSET
     action: Action | UnsetType = UNSET
+    # Only of one that had ended when its card paid after all.
+    late: LateDocument | UnsetType = UNSET
     version: int
     server_time: Time
 
@@ -174,7 +179,8 @@ async def find(request: Request, payment_id: str) -> Answer:
         sale = await request.house.book.find(payment.sale_id)
         if sale is not None:
             payment = await request.house.till.go_on(sale, payment)
-    return answer(_document(payment, request.house), version=payment.version)
+    late = await _find_late(request.house, [payment])
+    return answer(_document(payment, request.house, late.get(payment_id)), version=payment.version)
 
 
 @routes.add("GET", "/v1/payments", {200: Listed[PaymentDocument]}, caller=USER)
@@ -188,7 +194,9 @@ async def list_mine(request: Request, query: Page) -> Answer:
         **({"before": before} if before else {}),
     )
     places = [place_of(payment.created_at, payment.payment_id) for payment in found]
-    return answer(page_of([_document(payment, request.house) for payment in found], places, query))
+    late = await _find_late(request.house, found)
+    items = [_document(payment, request.house, late.get(payment.payment_id)) for payment in found]
+    return answer(page_of(items, places, query))
 
 
 @routes.add("GET", "/v1/admin/payments", {200: Listed[OperatorsPayment]}, caller=operator(accounts.PAYMENTS))
@@ -203,6 +211,12 @@ async def list_in_state(request: Request, query: InState) -> Answer:
     )
     items = [_operators(payment, request.house) for payment in found]
     return answer(page_of(items, [place_of(payment.created_at, payment.payment_id) for payment in found], query))
+
+
+async def _find_late(house: House, found: Sequence[Payment]) -> dict[str, LatePayment]:
+    """What became of money that came late for these payments; only one by card can have any."""
+    ended = [payment.payment_id for payment in found if payment.public_status == "FAILED" and payment.card_amount > 0]
+    return await late_payments.find_of(house.postgres, ended)
 
 
 async def _with_deadline(request: Request, payment: Payment, refusal: CardDeclined) -> CardDeclined:
@@ -260,7 +274,7 @@ def _fingerprint(tender: Tender) -> str:
     )
 
 
-def _document(payment: Payment, house: House) -> PaymentDocument:
+def _document(payment: Payment, house: House, late: LatePayment | None = None) -> PaymentDocument:
     return PaymentDocument(
         payment_id=payment.payment_id,
         reservation_id=payment.reservation_id,
@@ -277,6 +291,7 @@ def _document(payment: Payment, house: House) -> PaymentDocument:
         created_at=rfc3339(payment.created_at),
         paid_at=rfc3339(payment.paid_at) if payment.paid_at else UNSET,
         action=Action("REDIRECT", payment.action_url) if payment.action_url else UNSET,
+        late=late_of(late) if late else UNSET,
         version=payment.version,
         server_time=rfc3339(house.clock.now_ms),
     )

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from api.clock import Time, rfc3339
 from engine import accounts, cancellations, payments, resolutions, seats, tickets, waiting_room
-from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SlowDown
+from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SaleClosed, SlowDown
 from engine.sales import StaleVersion
 from engine.stores.coalesce import Overdue
 from engine.stores.connections import StoreUnavailable
@@ -233,7 +233,7 @@ PROBLEMS: dict[type[Reply], Problem] = {
     seats.SeatTaken: Problem(409, _taken),
     seats.SoldOut: Problem(409, _shortages),
     seats.SaleNotOpen: Problem(409, _opening),
-    seats.SaleClosed: Problem(409),
+    SaleClosed: Problem(409),
     seats.HoldEnded: Problem(409),
     seats.ExtensionSpent: Problem(409),
     seats.PaymentRunning: Problem(409),

@@ -16,7 +16,7 @@ from api.problems import Refused
 from api.waiting_room import QUEUE_TOKEN, place_in_line
 from engine import cancellations, ids, reservations, seats, wishes
 from engine.cancellations import Cancellation, CancellationClosed
-from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SlowDown
+from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SaleClosed, SlowDown
 from engine.reservations import Reservation
 from engine.sales import Sale
 from engine.seats import (
@@ -25,7 +25,6 @@ from engine.seats import (
     HoldEnded,
     OfferUnknown,
     PaymentRunning,
-    SaleClosed,
     SaleNotOpen,
     SeatTaken,
     SeatUnknown,

@@ -10,7 +10,7 @@ from api.clock import Time, in_ms, rfc3339
 from api.operations import Body, Empty, Header, Request, Routes, changes_of
 from api.problems import BUSY, Refused
 from engine import accounts, offers, rebuild
-from engine.refusals import Busy, NotFound
+from engine.refusals import Busy, NotFound, SaleClosed
 from engine.sales import PEOPLE_MAX, SECONDS_MAX, RoomState, Sale, StaleVersion
 from engine.stores.replies import SaleRebuilding
 
@@ -89,7 +89,7 @@ def _state(sale: Sale, now_ms: int) -> Literal["upcoming", "open", "closed", "re
     "/v1/admin/sales/{sale_id}/queue",
     {200: RoomDocument},
     caller=operator(accounts.SALES),
-    refusals=(SaleRebuilding, StaleVersion),
+    refusals=(SaleRebuilding, SaleClosed, StaleVersion),
     reads=(Header("If-Match", "Where given: edit only the version of the room that has this ETag."),),
 )
 async def edit_room(request: Request, sale_id: str, body: EditedRoom) -> Answer:

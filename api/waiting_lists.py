@@ -13,8 +13,8 @@ from api.problems import Refused, invalid
 from api.reservations import Count, Name
 from engine import waiting_lists
 from engine.catalogue import PRICE_MAX
-from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
-from engine.seats import OfferUnknown, PaymentRunning, SaleClosed, SaleNotOpen
+from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound, SaleClosed
+from engine.seats import OfferUnknown, PaymentRunning, SaleNotOpen
 from engine.shelf import Wish
 from engine.stores.replies import SaleRebuilding
 from engine.waiting_lists import Entry, NeverFits

@@ -41,5 +41,7 @@ async def receive(request: Request, body: Raw) -> Answer:
             await charges.advance(house.postgres, house.gateway, charge, currency=house.currency)
     sale = await house.book.find(payment.sale_id) if payment is not None else None
     if payment is not None and sale is not None:
+        if payment.public_status == "FAILED" and house.cards is not None:
+            payment = await house.cards.climb(sale, payment)
         await house.till.go_on(sale, payment)
     return answer(Received())

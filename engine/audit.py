@@ -48,11 +48,11 @@ Rows = Sequence[asyncpg.Record]
 
 
 class Heard(Protocol):
-    """One answer that a client took for true: its seats are held, or they are bought."""
+    """One answer that a client took for true: its seats are held, or bought, or a ticket was let in."""
 
     @property
     def event(self) -> str:
-        """`held` or `confirmed`."""
+        """`held`, `confirmed` or `redeemed`."""
 
     @property
     def sale_id(self) -> str:
@@ -81,6 +81,10 @@ class Heard(Protocol):
     @property
     def payment_id(self) -> str | None:
         """What paid for it."""
+
+    @property
+    def ticket_no(self) -> int | None:
+        """The ticket that was let in."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -481,7 +485,28 @@ async def _believe(postgres: asyncpg.Pool, heard: Sequence[Heard]) -> _Case:
                     case.accuse(f"seat {seat_no} was confirmed to both {owner} and {line.reservation_id}")
             if complaint := _disproof(line, row):
                 case.accuse(f"payment {line.payment_id} was heard as confirmed: {complaint}")
+    await _believe_doors(postgres, case, [line for line in heard if line.event == "redeemed"])
     return case
+
+
+async def _believe_doors(postgres: asyncpg.Pool, case: _Case, redeemed: Sequence[Heard]) -> None:
+    """Hold the book to what doors were told: one that let somebody in did, though the ticket was given back since."""
+    for chunk in _in_chunks(redeemed, 1000):
+        ticket_nos = [line.ticket_no for line in chunk]
+        rows = {row["ticket_no"]: row for row in await SQL.find_redeemed.fetch(postgres, ticket_nos)}
+        for line in chunk:
+            row = rows.get(line.ticket_no)
+            if row is None:
+                case.accuse(f"ticket {line.ticket_no} was heard as redeemed: it is not in Postgres")
+            elif not row["was_redeemed"]:
+                case.accuse(f"ticket {line.ticket_no} was heard as redeemed: it is {row['status']}")
+            elif row["sale_id"] != line.sale_id or row["seat_no"] not in line.seats:
+                case.accuse(
+                    f"ticket {line.ticket_no} was heard as redeemed for {', '.join(line.seats)} of sale "
+                    f"{line.sale_id}: it is for {row['seat_no']} of sale {row['sale_id']}"
+                )
+    if redeemed:
+        case.looked_at["redemptions heard"] = len(redeemed)
 
 
 def _disproof(line: Heard, row: asyncpg.Record | None) -> str | None:
@@ -502,7 +527,7 @@ def _disproof(line: Heard, row: asyncpg.Record | None) -> str | None:
 
 
 async def _compare_charges(found: _Questions) -> _Case:
-    case = _Case("I3", await found.count("payments", "refunds", "reservations"))
+    case = _Case("I3", await found.count("payments", "late_payments", "refunds", "reservations"))
     case.accuse_all(
         await found.ask("find_double_charges"),
         lambda row: f"reservation {row['reservation_id']} has the payments {', '.join(row['payment_ids'])}",
@@ -522,6 +547,13 @@ async def _compare_charges(found: _Questions) -> _Case:
         lambda row: (
             f"payment {row['payment_id']} is {row['status']}: of {row['card_amount']} by card "
             f"{row['captured_amount']} is taken; its capture is {row['capture']}, its void {row['void']}"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_late_payments"),
+        lambda row: (
+            f"late money {row['gateway_ref']} is {row['status']} ({row['reason']}): payment {row['payment_id']} is "
+            f"{row['ended_status']}, the new one {row['new_status']}, the void {row['void']}"
         ),
     )
     case.accuse_all(
@@ -569,8 +601,13 @@ async def _find_repeats(found: _Questions, heard: Sequence[Heard]) -> _Case:
         ),
     )
     effects: dict[tuple[str, str, str], str] = {}
+    doors: dict[int | None, tuple[str, str]] = {}
     for line in heard:
-        effect = line.reservation_id if line.event == "held" else line.payment_id or ""
+        if line.event == "redeemed":
+            let_in = doors.setdefault(line.ticket_no, (line.user_id, line.key))
+            if let_in != (line.user_id, line.key):
+                case.accuse(f"ticket {line.ticket_no} was redeemed by both key {let_in[1]} and key {line.key}")
+        effect = {"held": line.reservation_id, "redeemed": str(line.ticket_no)}.get(line.event, line.payment_id or "")
         known = effects.setdefault((line.event, line.user_id, line.key), effect)
         if known != effect:
             case.accuse(f"key {line.key} of user {line.user_id} made both {known} and {effect}")

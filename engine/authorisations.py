@@ -108,7 +108,7 @@ async def _authorise_once(
         transaction = connection.transaction()
         await transaction.start()
         try:
-            running = await _authorise(connection, requests)
+            running = await authorise_in(connection, requests)
         except BaseException:
             if not connection.is_closed():
                 await transaction.rollback()
@@ -122,8 +122,11 @@ async def _authorise_once(
     return [rows.get(request.payment_id) or running[request.payment_id] for request in requests]
 
 
-async def _authorise(connection: Connection, requests: Sequence[Authorisation]) -> dict[str, PaymentRunning]:
-    """Write the rows of these requests; returns those that got none, each with the payment that stands before it."""
+async def authorise_in(connection: Connection, requests: Sequence[Authorisation]) -> dict[str, PaymentRunning]:
+    """Decide payments inside the caller's transaction, which so far has locked nothing that is locked here.
+
+    Returns those that got no row, each with the payment that stands before it.
+    """
     holdings = {request.holding.reservation_id: request.holding for request in requests}
     users = sorted({holding.user_id for holding in holdings.values()})
     free = dict.fromkeys(users, 0)

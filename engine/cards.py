@@ -12,8 +12,7 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from engine import authorisations, errands, ids, payments, seats
-from engine.errands import Leg
+from engine import authorisations, ids, late_payments, payments, seats
 from engine.gateway import (
     Authorised,
     Cancelled,
@@ -28,7 +27,6 @@ from engine.payments import Payment
 from engine.sales import Sale
 from engine.stores import queries
 from engine.stores.coalesce import Coalescer
-from engine.stores.queries import Connection
 from engine.stores.scripts import Gate
 
 logger = logging.getLogger(__name__)
@@ -53,6 +51,7 @@ class Reconciled(msgspec.Struct):
 
     advanced: int = 0
     closed: int = 0
+    late: int = 0
 
 
 class Cards:
@@ -128,6 +127,18 @@ class Cards:
             await SQL.keep_ref.execute(self._postgres, payment.payment_id, ref)
         return await self.give_up(sale, payment)
 
+    async def climb_all(self, sale: Sale) -> int:
+        """Bring on all late payments of a sale that wait; returns how many were decided."""
+        return await late_payments.reconcile(self._gate, self._postgres, self.gateway, sale)
+
+    async def climb(self, sale: Sale, payment: Payment) -> Payment:
+        """Bring money on that came after this payment had ended; answers the payment that has it now."""
+        late = (await late_payments.find_of(self._postgres, [payment.payment_id])).get(payment.payment_id)
+        if late is None:
+            return payment
+        await late_payments.go_on(self._gate, self._postgres, self.gateway, sale, late)
+        return (await payments.read(self._postgres, [late.new_payment_id])).get(late.new_payment_id, payment)
+
     # Asking -----------------------------------------------------------------------------------------------------------
 
     async def _ask(self, payment: Payment) -> Authorised | NeedsAction | Declined:
@@ -162,7 +173,7 @@ class Cards:
             if now.public_status == "FAILED":
                 # It ended while the gateway was thinking.
                 async with self._postgres.acquire() as connection, connection.transaction():
-                    await _void_late(connection, payment, ref)
+                    await late_payments.begin(connection, payment, ref=ref, money=payment.card_amount)
             return now
         return msgspec.structs.replace(
             payment, status="AUTHORISED", gateway_ref=ref, action_url=None, version=payment.version + 1
@@ -197,9 +208,10 @@ async def reconcile(
 ) -> Reconciled:
     """Bring payments on that stand still at their gateway, at most `most`, and end those past their deadline.
 
-    What is authorised here is confirmed by whoever asked, or by the next pass of `reconciliation`.
+    Money that came late goes on first, because it becomes such a payment. What is authorised here is confirmed by
+    whoever asked, or by the next pass of `reconciliation`.
     """
-    done = Reconciled()
+    done = Reconciled(late=await cards.climb_all(sale))
     rows = await SQL.list_open.fetch(postgres, sale.sale_id, idle_s, most)
     for row in rows:
         payment = payments.from_row(row)
@@ -233,13 +245,7 @@ async def take_in(postgres: asyncpg.Pool, gateway: Gateway, event: Event) -> Pay
         if await SQL.keep_authorised.fetch(connection, [payment.payment_id], [intent.ref]):
             row = await SQL.find_told.fetchrow(connection, intent.ref, payment.payment_id)
             return payments.from_row(row) if row else None
-        if payment.public_status == "FAILED":
-            await _void_late(connection, payment, intent.ref)
+        money = late_payments.money_in(intent)
+        if payment.public_status == "FAILED" and money > 0:
+            await late_payments.begin(connection, payment, ref=intent.ref, money=money)
         return payment
-
-
-async def _void_late(connection: Connection, payment: Payment, ref: str) -> None:
-    """Let go what a gateway holds for a payment that has ended."""
-    logger.warning("payment %s was authorised after it had ended: it is voided", payment.payment_id)
-    await SQL.keep_ref.execute(connection, payment.payment_id, ref)
-    await errands.add(connection, "VOID", [Leg(payment.payment_id, payment.card_amount)])

@@ -14,7 +14,7 @@ import asyncpg
 import msgspec
 
 from engine import ids, sales
-from engine.refusals import IdempotencyKeyReused, NotFound
+from engine.refusals import IdempotencyKeyReused, NotFound, SaleClosed
 from engine.sales import StaleVersion
 from engine.stores import queries
 from engine.stores.coalesce import Coalescer
@@ -246,7 +246,7 @@ async def edit_schedule(
     changes: Mapping[str, object],
     tiers: Sequence[Tier] = (),
     blocks: Sequence[Block] = (),
-) -> Schedule | StaleVersion | NotFound:
+) -> Schedule | SaleClosed | StaleVersion | NotFound:
     """Change the start of a schedule and the terms of its sale, if the schedule still has this version.
 
     Each of `tiers` and `blocks` stands in place of the one of its name: the cap of a tier, for whom and when a block is
@@ -256,6 +256,8 @@ async def edit_schedule(
     if schedule is None:
         return NotFound()
     async with postgres.acquire() as connection, connection.transaction():
+        if await sales.would_sell_again(connection, sale_id=schedule.sale_id, changes=changes):
+            return SaleClosed()
         start_at = start_at or schedule.start_at
         if not await SQL.edit_schedule.execute(connection, schedule_id, version, start_at):
             return StaleVersion(schedule.version)

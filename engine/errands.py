@@ -90,6 +90,18 @@ async def add(connection: Connection, kind: Kind, legs: Sequence[Leg]) -> None:
         )
 
 
+async def void_anew(connection: Connection, leg: Leg) -> None:
+    """Write a void of this leg, also where one was sent before: the gateway holds money all the same.
+
+    A gateway answers a key with what it answered first, so what is sent once more has a key of its own.
+    """
+    await add(connection, "VOID", [leg])
+    void = await SQL.lock_void.fetchrow(connection, leg.payment_id)
+    if void is not None and void["status"] != "PENDING":
+        again = ids.derive("gateway", "again", void["operation_id"])
+        await SQL.reopen_void.execute(connection, leg.payment_id, again, leg.amount)
+
+
 class _Outcome(NamedTuple):
     """What a gateway answered: done, or why it never will be."""
 
@@ -163,10 +175,11 @@ async def _send(gateway: Gateway, errand: Errand) -> str | None:
             return captured.reason if isinstance(captured, CaptureRefused) else None
         case "VOID":
             voided = await gateway.void(ref, key=errand.errand_id)
-            # Taken behind our back: what was not to be taken is given back.
-            return await _refund(gateway, errand, ref) if isinstance(voided, AlreadyCaptured) else None
+            # Taken behind our back: what was not to be taken is given back. This errand's own key has asked to cancel.
+            instead = ids.derive("gateway", "refund instead", errand.errand_id)
+            return await _refund(gateway, errand, ref, key=instead) if isinstance(voided, AlreadyCaptured) else None
         case "REFUND":
-            return await _refund(gateway, errand, ref)
+            return await _refund(gateway, errand, ref, key=errand.errand_id)
 
 
 async def _is_done(gateway: Gateway, errand: Errand, ref: str) -> bool:
@@ -179,11 +192,11 @@ async def _is_done(gateway: Gateway, errand: Errand, ref: str) -> bool:
     )
 
 
-async def _refund(gateway: Gateway, errand: Errand, ref: str) -> str | None:
+async def _refund(gateway: Gateway, errand: Errand, ref: str, *, key: str) -> str | None:
     if errand.answer_ref is not None:
         answer = await gateway.query_refund(errand.answer_ref)
     else:
-        answer = await gateway.refund(ref, amount=errand.amount, key=errand.errand_id)
+        answer = await gateway.refund(ref, amount=errand.amount, key=key)
     if isinstance(answer, RefundRefused):
         return answer.reason
     if answer.pending:

@@ -13,6 +13,7 @@ import msgspec
 
 from engine import catalogue, floor_plans, sales
 from engine.catalogue import Offering, Seat
+from engine.refusals import SaleClosed
 from engine.sales import Configured, Sale, SaleBook, StaleVersion
 from engine.stores.connections import Stores
 from engine.stores.keys import SaleKeys
@@ -73,7 +74,7 @@ async def send(gate: Gate, postgres: asyncpg.Pool, sale: Sale) -> Configured | U
 
 async def configure(
     stores: Stores, book: SaleBook, *, sale_id: str, changes: Mapping[str, object], version: int | None = None
-) -> Sale | StaleVersion | None:
+) -> Sale | SaleClosed | StaleVersion | None:
     """Change the terms of a sale or its room: first in the row, then in the store.
 
     A process that dies between the two leaves a row that is ahead; the sale's owner sees that and sends the terms
@@ -82,6 +83,8 @@ async def configure(
     if changes.get("room") == "draining" and "draining_no" not in changes:
         changes = {**changes, "draining_no": await _last_queue_no(stores, sale_id)}
     async with stores.postgres.acquire() as connection, connection.transaction():
+        if await sales.would_sell_again(connection, sale_id=sale_id, changes=changes):
+            return SaleClosed()
         edited = await sales.edit(connection, sale_id=sale_id, changes=changes, version=version)
     if not isinstance(edited, Sale):
         return edited

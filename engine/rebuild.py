@@ -22,7 +22,8 @@ from typing import Any, TypeAlias
 import asyncpg
 import msgspec
 
-from engine import ids, messages, offers, reservations, sales, seats, settlement, waiting_room
+from engine import errands, ids, messages, offers, reservations, sales, seats, settlement, waiting_room
+from engine.errands import Leg
 from engine.sales import Sale
 from engine.stores import outbox, queries
 from engine.stores.connections import Stores
@@ -283,7 +284,7 @@ def decide(claims: Mapping[str, str], live_payments: Iterable[Row], unpaid: Iter
 
 
 async def _void(connection: Connection, payment_ids: Sequence[str]) -> None:
-    """Void payments for seats that are somebody else's, and free what was set aside for them."""
+    """Void payments for seats that are somebody else's, and let go what was set aside for them, by cards too."""
     if not payment_ids:
         return
     await SQL.lock_balances.fetch(connection, payment_ids)
@@ -292,6 +293,8 @@ async def _void(connection: Connection, payment_ids: Sequence[str]) -> None:
     await SQL.free_funds.execute(
         connection, [row["user_id"] for row in voided], [row["balance_amount"] for row in voided]
     )
+    legs = [Leg(row["payment_id"], row["card_amount"]) for row in voided if row["decline_code"] is None]
+    await errands.add(connection, "VOID", legs)
 
 
 # Steps 4 and 5 --------------------------------------------------------------------------------------------------------

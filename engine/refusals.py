@@ -32,3 +32,7 @@ class LimitReached(Refusal, frozen=True):
 
     limit: int
     have: int
+
+
+class SaleClosed(Refusal, frozen=True):
+    """The sale is over."""

@@ -75,6 +75,26 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
     tiers: tuple[str | None, ...] = ()
 
 
+def holding_of(sale: Sale, reservation_id: str, user_id: str, paying: seats.Paying) -> Holding:
+    """What transaction A needs to know of a hold that is PAYING."""
+    return Holding(
+        reservation_id=reservation_id,
+        sale_id=sale.sale_id,
+        schedule_id=str(sale.schedule_id),
+        user_id=user_id,
+        epoch=sale.epoch,
+        fence=paying.fence,
+        queue_no=paying.queue_no,
+        fingerprint=paying.fingerprint,
+        amount=paying.amount,
+        expires_at_ms=paying.expires_at_ms,
+        created_at_ms=paying.created_at_ms,
+        seat_nos=tuple([line.seat_no for line in paying.lines]),
+        prices=tuple([line.price for line in paying.lines]),
+        tiers=tuple([line.tier for line in paying.lines]),
+    )
+
+
 class Standing(msgspec.Struct):
     """A row that is locked: how it stands, and the seats that it holds or claims."""
 

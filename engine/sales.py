@@ -39,6 +39,9 @@ class StaleVersion(Refusal, frozen=True):
 
 RoomState = Literal["off", "prequeue", "open", "paused", "draining", "closed", "bypass"]
 
+# What decides whether a sale sells: of one whose event is off, nobody changes these any more.
+SELLING: Final = frozenset({"opens_at", "closes_at", "room"})
+
 # What a waiting room may be set to at most: people inside or a minute, and seconds.
 PEOPLE_MAX: Final = 10_000_000
 SECONDS_MAX: Final = 86_400
@@ -249,6 +252,18 @@ async def edit(
     edited = msgspec.structs.replace(sale, **changes)
     edited_version: int = await SQL.edit_sale.fetchval(connection, sale_id, *_columns(edited))
     return msgspec.structs.replace(edited, version=edited_version)
+
+
+async def would_sell_again(connection: queries.Connection, *, sale_id: str, changes: Mapping[str, object]) -> bool:
+    """Whether these changes say when a sale sells, or to whom its room is open, and its event is off.
+
+    It locks the row of the sale: who calls the event off after this does so after the caller's edit, and closes again.
+    """
+    if not changes.keys() & SELLING:
+        return False
+    await SQL.lock_sale.fetchrow(connection, sale_id)
+    is_called_off: bool = await SQL.is_called_off.fetchval(connection, sale_id)
+    return is_called_off
 
 
 async def checkpoint(stores: Stores, sale: Sale) -> Checkpoint | SaleUnknown | StaleEpoch | SaleRebuilding:

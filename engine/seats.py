@@ -11,7 +11,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from engine import sales
-from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SlowDown
+from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SaleClosed, SlowDown
 from engine.sales import Sale
 from engine.stores.connections import StoreUnavailable
 from engine.stores.keys import SaleKeys
@@ -281,10 +281,6 @@ class SaleNotOpen(Refusal, frozen=True):
 
     temporary: ClassVar[bool] = True
     opens_at_ms: int
-
-
-class SaleClosed(Refusal, frozen=True):
-    """The sale is over."""
 
 
 class HoldEnded(Refusal, frozen=True):

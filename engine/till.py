@@ -16,7 +16,7 @@ from engine.authorisations import Authorisation, OutcomeUnknown
 from engine.cards import Cards
 from engine.payments import LIVE, Payment
 from engine.refusals import IdempotencyKeyReused, NotFound, SlowDown
-from engine.reservations import Holding, moment
+from engine.reservations import holding_of, moment
 from engine.sales import Sale
 from engine.seats import HoldEnded, PaymentRunning
 from engine.stores import queries
@@ -251,24 +251,4 @@ def _unknown(sale: Sale, request: Authorisation) -> Payment:
         created_at=moment(request.pay_deadline_ms - sale.pay_s * 1000),
         paid_at=None,
         version=1,
-    )
-
-
-def holding_of(sale: Sale, reservation_id: str, user_id: str, paying: seats.Paying) -> Holding:
-    """What transaction A needs to know of a hold that is PAYING."""
-    return Holding(
-        reservation_id=reservation_id,
-        sale_id=sale.sale_id,
-        schedule_id=str(sale.schedule_id),
-        user_id=user_id,
-        epoch=sale.epoch,
-        fence=paying.fence,
-        queue_no=paying.queue_no,
-        fingerprint=paying.fingerprint,
-        amount=paying.amount,
-        expires_at_ms=paying.expires_at_ms,
-        created_at_ms=paying.created_at_ms,
-        seat_nos=tuple([line.seat_no for line in paying.lines]),
-        prices=tuple([line.price for line in paying.lines]),
-        tiers=tuple([line.tier for line in paying.lines]),
     )

@@ -17,13 +17,12 @@ import asyncpg
 import msgspec
 
 from engine import ids, offers, sales, seats
-from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SlowDown
+from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SaleClosed, SlowDown
 from engine.sales import Sale, SaleBook
 from engine.seats import (
     HoldKnown,
     OfferUnknown,
     PaymentRunning,
-    SaleClosed,
     SaleNotOpen,
     SeatTaken,
     SeatUnknown,

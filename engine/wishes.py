@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from engine import ids, sales
-from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, SlowDown
+from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, SaleClosed, SlowDown
 from engine.sales import Sale
 from engine.seats import (
     HOLD,
@@ -23,7 +23,6 @@ from engine.seats import (
     NotAdmitted,
     NotHeld,
     OfferUnknown,
-    SaleClosed,
     SaleNotOpen,
     SeatUnknown,
     SoldOut,

@@ -15,7 +15,18 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from engine import accounts, authorisations, catalogue, ids, payments, rebuild, seats, settlement, till, waiting_room
+from engine import (
+    accounts,
+    authorisations,
+    catalogue,
+    ids,
+    payments,
+    rebuild,
+    reservations,
+    seats,
+    settlement,
+    waiting_room,
+)
 from engine.sales import Sale, SaleBook, Terms, stored_terms
 from engine.settings import Settings
 from engine.stores import embedded, migrations, outbox
@@ -262,7 +273,7 @@ async def _sold_out(stores: Stores, count: int) -> Sale:
         request = authorisations.Authorisation(
             payment_id=payment_id,
             fingerprint="f",
-            holding=till.holding_of(opened, hold_id, buyers[n], paying),
+            holding=reservations.holding_of(opened, hold_id, buyers[n], paying),
             pay_deadline_ms=paying.pay_deadline_ms,
         )
         await authorise.submit(request)

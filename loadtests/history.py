@@ -13,9 +13,12 @@ import msgspec
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One answer that a client took for true: its seats are held, or they are bought."""
+    """One answer that a client took for true: its seats are held, or bought, or a ticket was let in.
 
-    event: Literal["held", "confirmed"]
+    A door says who scanned (`user_id`) and which seat; its `reservation_id` may be empty and its amount 0.
+    """
+
+    event: Literal["held", "confirmed", "redeemed"]
     sale_id: str
     user_id: str
     key: str
@@ -24,6 +27,7 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seats: tuple[str, ...]
     amount: int
     payment_id: str | None = None
+    ticket_no: int | None = None
 
 
 class History:

@@ -235,7 +235,8 @@ class Gateway:
 
     def act(self, intent: Intent, *, approved: bool) -> None:
         """Let the buyer approve or fail; whoever already did, or is one who never does, changes nothing."""
-        if intent.status != "requires_action" or intent.method.action == "abandoned":
+        is_late = intent.status == "canceled" and intent.method.action == "late" and not intent.charged
+        if not is_late and (intent.status != "requires_action" or intent.method.action == "abandoned"):
             return
         if not approved:
             self._fail(intent, "invalid_request_error", "payment_intent_authentication_failure", None)
@@ -322,6 +323,7 @@ class Gateway:
 
     def _authorise(self, intent: Intent) -> None:
         intent.status, intent.capturable, intent.charged = "requires_capture", intent.amount, True
+        intent.canceled_at = None
         self._tell("payment_intent.amount_capturable_updated", intent, self.shape(intent))
 
     def _fail(self, intent: Intent, kind: str, code: str, decline_code: str | None) -> None:

@@ -21,9 +21,9 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
     decline_code: str | None = None
     # The code of the error, where it is not the usual one of a decline.
     code: str = "card_declined"
-    # The buyer must act first: "abandoned" ones never do, whatever their page is told, and "declined" ones are declined
-    # by their bank afterwards.
-    action: Literal["none", "required", "abandoned", "declined"] = "none"
+    # The buyer must act first: "abandoned" ones never do, whatever their page is told, "declined" ones are declined by
+    # their bank afterwards, and "late" ones are heard by their bank even once the shop has cancelled.
+    action: Literal["none", "required", "abandoned", "declined", "late"] = "none"
     # What happens to the request that pays with it; all of these do what is asked, so a repeat of its key is answered.
     fault: Fault | None = None
     capture_refused: bool = False
@@ -49,6 +49,7 @@ METHODS: Mapping[str, Method] = {
     "pm_action_required": Method(action="required"),
     "pm_action_abandoned": Method(action="abandoned"),
     "pm_action_declined": Method(action="declined"),
+    "pm_action_late": Method(action="late"),
     "pm_slow": Method(fault="slow"),
     "pm_timeout_after_success": Method(fault="silent_after"),
     "pm_500_then_replay": Method(fault="error_after"),

@@ -13,6 +13,7 @@ SELECT
   (SELECT count(*) FROM tickets) AS tickets,
   (SELECT count(*) FROM queue_tokens) AS queue_tokens,
   (SELECT count(*) FROM refunds) AS refunds,
+  (SELECT count(*) FROM late_payments) AS late_payments,
   (SELECT count(*) FROM restores) AS restores,
   (SELECT count(*) FROM waiting_list_entries) AS waiting_list_entries,
   (SELECT count(*) FROM applied_batches) AS applied_batches,
@@ -107,6 +108,12 @@ FROM payments
 LEFT JOIN reservations USING (reservation_id)
 WHERE payment_id = ANY ($1::uuid[]);
 
+-- name: find_redeemed
+-- What stands of these tickets.
+SELECT ticket_no, sale_id, seat_no, status, redeemed_at IS NOT NULL AS was_redeemed
+FROM tickets
+WHERE ticket_no = ANY ($1::bigint[]);
+
 -- I3: one charge for one sale ---------------------------------------------------------------------------------------
 
 -- name: find_double_charges
@@ -172,6 +179,30 @@ WHERE (CASE
   ELSE captured_amount = 0 AND capture IS NULL
 END) IS NOT TRUE
 ORDER BY payment_id
+LIMIT $1;
+
+-- name: find_uneven_late_payments
+-- Money that came late and neither bought once what it was for nor went back; or that both did.
+SELECT gateway_ref, payment_id, status, reason, ended_status, new_status, void, count(*) OVER () AS total
+FROM (
+  SELECT late.gateway_ref, late.payment_id, late.status, late.reason, ended.status AS ended_status,
+    bought.status AS new_status, bought.gateway_ref = late.gateway_ref AS has_money,
+    voids.status AS void
+  FROM late_payments AS late
+  JOIN payments AS ended USING (payment_id)
+  LEFT JOIN payments AS bought ON bought.payment_id = late.new_payment_id
+  LEFT JOIN payments AS carrier ON carrier.gateway_ref = late.gateway_ref
+  LEFT JOIN gateway_operations AS voids ON voids.payment_id = carrier.payment_id AND voids.kind = 'VOID'
+) AS compared
+WHERE ended_status NOT IN ('FAILED', 'VOIDED')
+  OR (CASE status
+    -- What was cancelled before its capture was sent is voided, too.
+    WHEN 'SOLD' THEN has_money AND new_status IN ('SUCCESS', 'UNCOLLECTED', 'PARTIALLY_REFUNDED', 'REFUNDED')
+    WHEN 'RETURNED' THEN coalesce(new_status IN ('FAILED', 'VOIDED'), true)
+      AND (void IS NOT NULL OR reason IN ('money_gone', 'card_declined'))
+    ELSE coalesce(has_money OR new_status = 'FAILED', true)
+  END) IS NOT TRUE
+ORDER BY gateway_ref
 LIMIT $1;
 
 -- name: find_uneven_card_charges
@@ -416,6 +447,16 @@ FROM (
   SELECT 'charge', charge_id, CASE status WHEN 'AUTHORISED' THEN updated_at ELSE created_at + interval '1 hour' END
   FROM card_charges
   WHERE status IN ('PENDING', 'AUTHORISED')
+  UNION ALL
+  -- Once its new payment lives, that is what must end.
+  SELECT 'late money for payment', late_payments.payment_id, late_payments.updated_at
+  FROM late_payments
+  WHERE late_payments.status = 'PENDING'
+    AND NOT EXISTS (
+      SELECT FROM payments
+      WHERE payments.payment_id = late_payments.new_payment_id
+        AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
+    )
   UNION ALL
   SELECT 'event that is off', schedule_id, updated_at
   FROM schedule_cancellations

@@ -7,6 +7,18 @@ SELECT operation_id, payment_id, amount, $4
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[]) AS told (operation_id, payment_id, amount)
 ON CONFLICT DO NOTHING;
 
+-- name: lock_void
+-- The void of a payment, and how it stands; nobody takes or finishes it until this transaction ends.
+SELECT operation_id, status FROM gateway_operations WHERE payment_id = $1 AND kind = 'VOID' FOR UPDATE;
+
+-- name: reopen_void
+-- A void that was answered is sent again, under another key and for what the gateway has now.
+UPDATE gateway_operations
+SET
+  operation_id = $2, amount = $3, status = 'PENDING', attempts = 0, due_at = now(), answer_ref = NULL, error = NULL,
+  done_at = NULL, updated_at = now()
+WHERE payment_id = $1 AND kind = 'VOID' AND status <> 'PENDING';
+
 -- name: take_errands
 -- What is due, the longest waiting first: nobody else takes it for a while. A refund waits for its payment's capture.
 WITH due AS (

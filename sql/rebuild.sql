@@ -94,7 +94,7 @@ ORDER BY payment_id
 FOR NO KEY UPDATE;
 
 -- name: void_payments
--- What may still buy something buys nothing; answers the funds that were set aside for each.
+-- What may still buy something buys nothing; answers what was set aside for each, by balance and by card.
 UPDATE payments
 SET status = 'VOIDED',
     reason = 'hold_ended',
@@ -102,7 +102,7 @@ SET status = 'VOIDED',
     updated_at = now()
 WHERE payment_id = ANY ($1::uuid[])
   AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
-RETURNING user_id, reservation_id, balance_amount;
+RETURNING payment_id, user_id, reservation_id, balance_amount, card_amount, decline_code;
 
 -- name: free_funds
 -- Funds of voided payments are their users' again.
@@ -161,7 +161,8 @@ SELECT
   live.payment_id,
   floor(extract(epoch FROM live.pay_deadline) * 1000)::bigint AS pay_deadline_ms,
   coalesce(reservations.reason, '') AS reason,
-  reservations.amount,
+  -- Of what was bought a part may have been given back: the record then counts what is left.
+  CASE reservations.status WHEN 'CONFIRMED' THEN lines.amount ELSE reservations.amount END AS amount,
   lines.seat_nos,
   lines.prices,
   lines.tiers,
@@ -172,12 +173,13 @@ FROM wanted
 JOIN reservations USING (reservation_id)
 LEFT JOIN payments AS live
   ON live.reservation_id = reservations.reservation_id
-  AND live.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+  AND live.status NOT IN ('FAILED', 'VOIDED')
 CROSS JOIN LATERAL (
   SELECT
     array_agg(seat_no ORDER BY seat_no) AS seat_nos,
     array_agg(price ORDER BY seat_no) AS prices,
-    array_agg(tier ORDER BY seat_no) AS tiers
+    array_agg(tier ORDER BY seat_no) AS tiers,
+    sum(price)::bigint AS amount
   FROM reservation_seats AS lines
   WHERE lines.reservation_id = reservations.reservation_id
     AND (

@@ -126,12 +126,20 @@ SELECT
     LEFT JOIN tickets USING (reservation_id, seat_no)
     WHERE lines.reservation_id = reservations.reservation_id
   ) AS lines,
-  (
-    SELECT payment_id
-    FROM payments
-    WHERE payments.reservation_id = reservations.reservation_id
-    ORDER BY status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS') DESC, created_at DESC
-    LIMIT 1
+  -- Each of the two has an index of its own (payments_live, payments_ended).
+  coalesce(
+    (
+      SELECT payment_id
+      FROM payments
+      WHERE payments.reservation_id = reservations.reservation_id AND payments.status NOT IN ('FAILED', 'VOIDED')
+    ),
+    (
+      SELECT payment_id
+      FROM payments
+      WHERE payments.reservation_id = reservations.reservation_id AND payments.status IN ('FAILED', 'VOIDED')
+      ORDER BY created_at DESC
+      LIMIT 1
+    )
   ) AS payment_id,
   EXISTS (
     SELECT FROM payments
@@ -159,12 +167,20 @@ SELECT
     LEFT JOIN tickets USING (reservation_id, seat_no)
     WHERE lines.reservation_id = reservations.reservation_id
   ) AS lines,
-  (
-    SELECT payment_id
-    FROM payments
-    WHERE payments.reservation_id = reservations.reservation_id
-    ORDER BY status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS') DESC, created_at DESC
-    LIMIT 1
+  -- Each of the two has an index of its own (payments_live, payments_ended).
+  coalesce(
+    (
+      SELECT payment_id
+      FROM payments
+      WHERE payments.reservation_id = reservations.reservation_id AND payments.status NOT IN ('FAILED', 'VOIDED')
+    ),
+    (
+      SELECT payment_id
+      FROM payments
+      WHERE payments.reservation_id = reservations.reservation_id AND payments.status IN ('FAILED', 'VOIDED')
+      ORDER BY created_at DESC
+      LIMIT 1
+    )
   ) AS payment_id,
   EXISTS (
     SELECT FROM payments

@@ -56,6 +56,10 @@ LEFT JOIN schedules USING (sale_id)
 WHERE sales.sale_id = $1
 FOR UPDATE OF sales;
 
+-- name: is_called_off
+-- Whether the event of this sale is off: it sells nothing any more.
+SELECT EXISTS (SELECT FROM schedule_cancellations WHERE sale_id = $1);
+
 -- name: edit_sale
 -- The terms of a sale, in their order, one version on.
 UPDATE sales

@@ -372,6 +372,8 @@ CREATE TABLE payments (
 );
 -- At most one payment a reservation that may still buy it, or did.
 CREATE UNIQUE INDEX payments_live ON payments (reservation_id) WHERE status NOT IN ('FAILED', 'VOIDED');
+-- Those that did not, which a reservation without such a one names.
+CREATE INDEX payments_ended ON payments (reservation_id, created_at DESC) WHERE status IN ('FAILED', 'VOIDED');
 CREATE INDEX payments_mine ON payments (user_id, created_at DESC, payment_id DESC);
 CREATE INDEX payments_unsettled ON payments (updated_at) WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT');
 
@@ -463,6 +465,32 @@ CREATE TABLE webhook_events (
   gateway_ref text,
   created_at timestamptz NOT NULL DEFAULT now()
 );
+
+-- Money that a gateway reported for a payment that had ended: its buyer gets the same seats by a payment of its own, to
+-- which the gateway's name moves, or the money goes back.
+CREATE TABLE late_payments (
+  gateway_ref text PRIMARY KEY,
+  -- What had ended.
+  payment_id uuid NOT NULL REFERENCES payments,
+  sale_id uuid NOT NULL,
+  user_id uuid NOT NULL REFERENCES users,
+  -- What the gateway has.
+  amount bigint NOT NULL CHECK (amount > 0),
+  -- Made from the gateway's name, before there is a row of either.
+  new_reservation_id uuid NOT NULL,
+  new_payment_id uuid NOT NULL,
+  status text NOT NULL DEFAULT 'PENDING' CHECK (status IN ('PENDING', 'SOLD', 'RETURNED')),
+  -- Why the money went back.
+  reason text,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  done_at timestamptz,
+  CONSTRAINT late_payments_done CHECK ((status = 'PENDING') = (done_at IS NULL)),
+  CONSTRAINT late_payments_reason CHECK ((status = 'RETURNED') = (reason IS NOT NULL))
+);
+CREATE INDEX late_payments_payment ON late_payments (payment_id);
+CREATE INDEX late_payments_newest ON late_payments (created_at DESC, new_payment_id DESC);
+CREATE INDEX late_payments_due ON late_payments (sale_id) WHERE status = 'PENDING';
 
 -- An event that is off: everybody is refunded, a few at a time, and a crash goes on where it stopped.
 CREATE TABLE schedule_cancellations (

@@ -27,7 +27,7 @@ async def open_desk(stores: Stores, gateway: Gateway | None) -> Cards | None:
 async def advance(desk: Cards, stores: Stores, sale: Sale) -> bool:
     """Ask about payments of a sale that stand still at their gateway, and end those whose time is over."""
     done = await cards.reconcile(desk, stores.postgres, sale)
-    for step in ("advanced", "closed"):
+    for step in ("advanced", "closed", "late"):
         metrics.RECONCILED.labels(step).inc(getattr(done, step))
     return False
 

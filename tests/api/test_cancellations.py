@@ -248,6 +248,14 @@ async def test_an_event_is_called_off(house: House, operator: Person, people: li
     assert (await operator.post(path)).headers["idempotent-replayed"] == "true"
     assert problem(await show.reserve(cat, "A-1-5")) == (409, "sale_closed")
     assert (await house.book.read(show.sale_id)).room == "closed"  # type: ignore[union-attr]
+    # Nobody puts it on sale again.
+    schedule = f"/v1/admin/schedules/{show.schedule_id}"
+    version = (await operator.get(schedule)).json()["version"]
+    reopened = await operator.patch(schedule, {"closes_at": "2031-01-01T00:00:00Z"}, version=version)
+    assert problem(reopened) == (409, "sale_closed")
+    room = await operator.patch(f"/v1/admin/sales/{show.sale_id}/queue", {"state": "open"})
+    assert problem(room) == (409, "sale_closed")
+    assert problem(await show.reserve(cat, "A-1-5")) == (409, "sale_closed")
 
     assert await cancellations.go_on(house.stores, house.book)
     await worker.drain()

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import authorisations, cancellations, ids, reconciliation, reservations, seats
+from engine import authorisations, cancellations, catalogue, ids, offers, reconciliation, reservations, sales, seats
 from engine.authorisations import Authorisation
 from engine.cancellations import Cancellation, CancellationClosed, Quote, Rule
-from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
+from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound, SaleClosed
 from engine.seats import PaymentRunning, SeatUnknown
 from engine.stores.connections import Stores
 from engine.stores.replies import SaleRebuilding
 from engine.tickets import Redemption
 from tests.doors import redeem
-from tests.shop import PRICE, Shop, open_shop
+from tests.shop import PRICE, Shop, open_shop, together
 
 HALF_A_DAY_BEFORE = ({"hours_before": 48, "percent": 100}, {"hours_before": 12, "percent": 33})
 
@@ -733,6 +733,55 @@ async def progress(shop: Shop) -> tuple[int, int, bool]:
     return found.total, found.done, found.finished_at is not None
 
 
+async def test_what_is_off_never_sells_again(shop: Shop) -> None:
+    await call_off(shop)
+    sale = await shop.sale()
+    schedule = await catalogue.find_schedule(shop.stores.postgres, str(sale.schedule_id))
+    assert schedule is not None
+    later = datetime(2031, 4, 1, tzinfo=UTC)
+    wishes: list[dict[str, object]] = [{"closes_at": later}, {"closes_at": None}, {"opens_at": later}]
+    for changes in wishes:
+        edited = await catalogue.edit_schedule(
+            shop.stores.postgres,
+            schedule_id=schedule.schedule_id,
+            version=schedule.version,
+            start_at=None,
+            changes=changes,
+        )
+        assert edited == SaleClosed()
+    assert (
+        await offers.configure(shop.stores, shop.book, sale_id=sale.sale_id, changes={"room": "open"}) == SaleClosed()
+    )
+    # What else stands in the row may be corrected, and nothing of this has left a trace.
+    assert isinstance(
+        await offers.configure(shop.stores, shop.book, sale_id=sale.sale_id, changes={"active_max": 7}), sales.Sale
+    )
+    after = await catalogue.find_schedule(shop.stores.postgres, schedule.schedule_id)
+    assert after is not None
+    assert (after.version, after.closes_at) == (schedule.version, schedule.closes_at)
+    assert (await shop.sale()).room == "closed"
+
+
+async def test_an_edit_that_crosses_the_calling_off_sells_nothing(shop: Shop) -> None:
+    sale = await shop.sale()
+    schedule = await catalogue.find_schedule(shop.stores.postgres, str(sale.schedule_id))
+    assert schedule is not None
+    await together(
+        call_off(shop),
+        offers.configure(shop.stores, shop.book, sale_id=sale.sale_id, changes={"room": "open"}),
+        catalogue.edit_schedule(
+            shop.stores.postgres,
+            schedule_id=schedule.schedule_id,
+            version=schedule.version,
+            start_at=None,
+            changes={"closes_at": datetime(2031, 4, 1, tzinfo=UTC)},
+        ),
+    )
+    row = await shop.row()
+    assert row["room"] == "closed"
+    assert row["closes_at"] < datetime(2031, 1, 1, tzinfo=UTC)
+
+
 async def test_everybody_is_refunded_in_full_when_an_event_is_off(stores_any: Stores) -> None:
     shop = await open_shop(stores_any)
     await set_policy(shop, {"hours_before": 48, "percent": 50})
@@ -777,7 +826,7 @@ async def test_nothing_is_held_any_more_once_an_event_is_off(shop: Shop) -> None
         fingerprint="",
         seat_nos=("A-1-1",),
     )
-    assert refused == seats.SaleClosed()
+    assert refused == SaleClosed()
     assert (await shop.sale()).room == "closed"
 
 

@@ -5,12 +5,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import RedisCluster
 
-from engine import authorisations, ids, offers, payments, rebuild, reconciliation, sales, seats
+from engine import authorisations, cancellations, ids, offers, payments, rebuild, reconciliation, sales, seats
 from engine.rebuild import CLEAR, CLOSE, LOAD_SEATS, OPEN, Cleared, Closed, Opened, RebuildFailed, SaleOpen
 from engine.refusals import IdempotencyKeyReused, LimitReached
 from engine.stores import outbox
@@ -479,6 +480,41 @@ async def test_a_rebuild_that_stopped_anywhere_is_begun_again(stores_any: Stores
     after_all = comparable(await shop.stored())
     assert after_all["seats"] == before["seats"]
     assert (await shop.row())["store_state"] == "open"
+
+
+async def test_a_sale_that_was_given_back_in_part_is_written_as_what_is_left(stores: Stores) -> None:
+    shop = await open_shop(stores)
+    bought = await shop.buy("A-1-1", "A-1-2")
+    await shop.drain()
+    cancelled = await cancellations.cancel(
+        stores.gate,
+        stores.postgres,
+        shop.book,
+        cancellation_id=ids.random_id(),
+        reservation_id=bought.holding.reservation_id,
+        seat_nos=["A-1-1"],
+    )
+    assert isinstance(cancelled, cancellations.Cancellation)
+    await shop.drain()
+    before = comparable(await shop.stored())
+    assert (await shop.find(bought.holding.reservation_id)).amount == PRICE
+    await shop.rebuild()
+    assert comparable(await shop.stored()) == before
+    assert (await shop.find(bought.holding.reservation_id)).amount == PRICE
+
+
+async def test_a_card_payment_for_what_somebody_else_has_is_voided_at_its_gateway_too(stores: Stores) -> None:
+    shop = await open_shop(stores)
+    await shop.buy("A-1-1")
+    rival = await shop.rival("A-1-1", by="bob")
+    await authorisations.authorise(
+        stores.postgres, [msgspec.structs.replace(rival, method="CARD", card_amount=rival.holding.amount)]
+    )
+    await shop.rebuild()
+    assert await shop.payment(rival.payment_id) == "VOIDED"
+    assert await shop.rows("SELECT kind, payment_id, amount FROM gateway_operations") == [
+        ("VOID", rival.payment_id, PRICE)
+    ]
 
 
 async def test_an_older_owner_changes_nothing(stores: Stores) -> None:

@@ -319,3 +319,32 @@ async def test_a_list_shows_what_has_lapsed_as_ended(shop: Shop) -> None:
         (True, "PENDING"),
         (False, "CANCELLED"),
     }
+
+
+@pytest.mark.parametrize(
+    ("query", "asked"),
+    [
+        ("find_reservation", (HOLD_ID, HOLD_ID)),
+        ("list_reservations", (HOLD_ID, reservations.LATEST, reservations.LAST_ID, 20)),
+    ],
+)
+async def test_a_reservation_finds_its_payment_by_an_index_among_a_hundred_thousand(
+    shop: Shop, query: str, asked: tuple[object, ...]
+) -> None:
+    async with shop.stores.postgres.acquire() as connection, connection.transaction():
+        await connection.execute(
+            """
+            SET LOCAL session_replication_role = replica;  -- nobody checks whom these rows refer to
+            INSERT INTO payments (payment_id, sale_id, reservation_id, user_id, epoch, fence, fingerprint, method,
+              status, original_amount, final_amount, balance_amount, pay_deadline, paid_at)
+            SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 1, 1, '', 'BALANCE',
+              CASE WHEN number % 4 = 0 THEN 'FAILED' ELSE 'SUCCESS' END, 1, 1, 1, now(), now()
+            FROM generate_series(1, 100000) AS number;
+            ANALYZE payments
+            """
+        )
+        text = getattr(reservations.SQL, query).text
+        plan = "\n".join([row[0] for row in await connection.fetch(f"EXPLAIN {text}", *asked)])
+        assert "Seq Scan on payments" not in plan, plan
+        assert plan.count("using payments_live") == 2
+        assert plan.count("using payments_ended") == 1

@@ -4,7 +4,7 @@ import pytest
 from redis.asyncio import RedisCluster
 
 from engine import ids, seats
-from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SlowDown
+from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SaleClosed, SlowDown
 from engine.stores.connections import RedisClient
 from engine.stores.replies import Refusal, SaleRebuilding, SaleUnknown, StaleEpoch, title_of
 from engine.stores.scripts import Script, StoreFull
@@ -172,7 +172,7 @@ async def test_a_sale_that_has_not_begun_or_is_over_holds_nothing(hall: Hall) ->
     assert await hall.hold("A-1-1") == seats.SaleNotOpen(now_ms + HOUR_MS)
 
     await hall.set(opens_at_ms=now_ms - HOUR_MS, closes_at_ms=now_ms)
-    assert await hall.hold("A-1-1") == seats.SaleClosed()
+    assert await hall.hold("A-1-1") == SaleClosed()
 
     await hall.set(closes_at_ms=now_ms + HOUR_MS)
     assert isinstance(await hall.hold("A-1-1"), seats.Held)

@@ -8,8 +8,8 @@ import pytest
 
 from engine import cancellations, catalogue, ids, offers, rebuild, sales, seats, waiting_lists
 from engine.cancellations import Cancellation
-from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
-from engine.seats import OfferUnknown, PaymentRunning, SaleClosed, SaleNotOpen
+from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound, SaleClosed
+from engine.seats import OfferUnknown, PaymentRunning, SaleNotOpen
 from engine.shelf import Wish
 from engine.stores.connections import Stores
 from engine.waiting_lists import Entry, NeverFits, Served

@@ -638,6 +638,23 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
         put(KEYS.buyers, BEN, None),
         f"the holds counted for {BEN} are not those that live",
     ),
+    "money that came late did not go back": (
+        {"I2", "I3"},
+        run(
+            f"""
+            UPDATE payments SET gateway_ref = 'pi_1', status = 'FAILED', reason = 'hold_ended', method = 'CARD',
+              card_amount = 200, balance_amount = 0 WHERE payment_id = '{PAYMENT}';
+            UPDATE balances SET amount = 500, version = 1 WHERE user_id = '{ANN}';
+            DELETE FROM balance_history WHERE type = 'USE';
+            UPDATE reservations SET amount = 0 WHERE reservation_id = '{SOLD}';
+            INSERT INTO late_payments (gateway_ref, payment_id, sale_id, user_id, amount, new_reservation_id,
+              new_payment_id, status, reason, done_at)
+            VALUES ('pi_1', '{PAYMENT}', '{SALE}', '{ANN}', 200, '{STRANGER}', '{STRANGER}', 'RETURNED', 'seat_taken',
+              now())
+            """
+        ),
+        "late money pi_1 is RETURNED (seat_taken)",
+    ),
     "an applied range is missing": (
         {"I13"},
         run("DELETE FROM applied_batches WHERE first_n = 1 AND stream = 'journal'"),
@@ -736,6 +753,67 @@ async def test_a_key_with_two_effects_is_seen(shop: World, heard: Path) -> None:
         kept.record(held)
         kept.record(Heard(**{**_fields(held), "reservation_id": STRANGER}))
     assert verdicts(await look(shop, heard))["I4"] == "false"
+
+
+REDEMPTION = Heard(
+    event="redeemed",
+    sale_id=SALE,
+    user_id="a door",
+    key="k3",
+    reservation_id="",
+    seats=("A-1-1",),
+    amount=0,
+    ticket_no=1,
+)
+LET_IN = f"""
+    INSERT INTO api_keys (api_key_id, key_hash, name, scopes) VALUES ('{BEN}', 'x', 'door', '{{tickets}}');
+    UPDATE tickets SET status = 'REDEEMED', redeemed_at = now(), redemption_id = '{STRANGER}',
+      redemption_fingerprint = '', redeemed_by = '{BEN}'
+    WHERE ticket_no = 1
+    """
+
+
+async def test_whom_a_door_let_in_was_let_in(shop: World, heard: Path) -> None:
+    await run(LET_IN)(*shop)
+    with History(heard) as kept:
+        kept.record(REDEMPTION)
+        kept.record(REDEMPTION)  # the same key again was answered the same
+    report = await look(shop, heard)
+    assert report.verdict == "true", describe(report)
+    looked_at = {check.invariant: check.looked_at for check in report.checks}
+    assert looked_at["I2"] == {"confirmations heard": 1, "redemptions heard": 2}
+    # One that was given back afterwards opened the door all the same.
+    await shop[0].execute("UPDATE tickets SET status = 'CANCELLED' WHERE ticket_no = 1")
+    assert verdicts(await look(shop, heard))["I2"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("redemption", "finding"),
+    [
+        ({"ticket_no": 2}, "ticket 2 was heard as redeemed: it is VALID"),
+        ({"ticket_no": 9}, "ticket 9 was heard as redeemed: it is not in Postgres"),
+        ({"seats": ("A-1-2",)}, "ticket 1 was heard as redeemed for A-1-2"),
+    ],
+)
+async def test_what_a_door_heard_and_the_book_does_not_say_is_seen(
+    shop: World, heard: Path, redemption: dict[str, Any], finding: str
+) -> None:
+    await run(LET_IN)(*shop)
+    with History(heard) as kept:
+        kept.record(Heard(**_fields(REDEMPTION) | redemption))
+    report = await look(shop, heard)
+    assert verdicts(report)["I2"] == "false"
+    assert finding in describe(report)
+
+
+async def test_a_ticket_that_let_two_in_is_seen(shop: World, heard: Path) -> None:
+    await run(LET_IN)(*shop)
+    with History(heard) as kept:
+        kept.record(REDEMPTION)
+        kept.record(Heard(**_fields(REDEMPTION) | {"key": "k4"}))
+    report = await look(shop, heard)
+    assert verdicts(report)["I4"] == "false"
+    assert "ticket 1 was redeemed by both key k3 and key k4" in describe(report)
 
 
 def _fields(heard: Heard) -> dict[str, Any]:

@@ -291,6 +291,17 @@ class TestPage:
         async with operator.session.get(url) as answer:
             assert "settled" in await answer.text()
 
+    async def test_a_bank_may_hear_a_buyer_once_after_the_shop_has_cancelled(self, operator: Operator) -> None:
+        form = {**PAYS, "payment_method": "pm_action_late", "return_url": "https://shop.example/"}
+        _, intent, _ = await post(operator, "/v1/payment_intents", form)
+        url = intent["next_action"]["redirect_to_url"]["url"]
+        for authorised in (1000, 0):
+            _, cancelled, _ = await post(operator, f"/v1/payment_intents/{intent['id']}/cancel", {})
+            assert cancelled["status"] == "canceled"
+            await operator.act(url, "approve")
+            async with operator.session.get(f"{operator.base}/v1/payment_intents/{intent['id']}") as answer:
+                assert (await answer.json())["amount_capturable"] == authorised
+
     async def test_a_page_that_is_nobodys(self, operator: Operator) -> None:
         async with operator.session.get(f"{operator.base}/simulator/actions/pi_nobody") as answer:
             assert answer.status == 404
