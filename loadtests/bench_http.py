@@ -14,6 +14,7 @@ import asyncpg
 from redis.asyncio import Redis
 
 from loadtests.client import Answer, Client
+from loadtests.cpu import Meter, parent_of
 from loadtests.results import Row, ratio_row
 from loadtests.shop import PRICE, Shop, seat_no, shop
 
@@ -213,9 +214,11 @@ async def _line(running: Shop, bench: Bench, tokens: Sequence[str]) -> tuple[str
 class Journeys:
     """Whole journeys: how many a second, the times of each step, how far Postgres was behind."""
 
+    count: int
     per_s: float
     times_ms: dict[str, list[float]]
     lags_ms: list[float]
+    cpu_s: Mapping[str, float]
 
 
 class Lag:
@@ -289,16 +292,18 @@ async def journeys(
     redis = Redis.from_url(str(running.settings.redis_url))
     lag = Lag(redis, sale_id)
     sampling = asyncio.create_task(lag.sample())
+    meter = Meter(await parts_of(running))
     began = time.perf_counter()
     await asyncio.gather(*[caller() for _ in range(JOURNEY_CALLERS)])
     took = time.perf_counter() - began
+    cpu_s = meter.spent_s()
     sampling.cancel()
     await asyncio.gather(sampling, return_exceptions=True)
     await redis.aclose()
     if endings != {"pay 201": count}:
         raise RuntimeError(f"of {count} journeys: {dict(endings)}")
     await _check_counts(running, sale_id, count)
-    return Journeys(count / took, times, lag.lags_ms)
+    return Journeys(count, count / took, times, lag.lags_ms, cpu_s)
 
 
 COUNTS = """
@@ -310,6 +315,26 @@ SELECT
   (SELECT coalesce(sum(amount), 0) FROM balance_history JOIN payments USING (payment_id) WHERE sale_id = $1)
     + (SELECT coalesce(sum(card_amount), 0) FROM payments WHERE sale_id = $1 AND status = 'SUCCESS') AS money
 """
+
+
+async def parts_of(running: Shop) -> dict[str, int]:
+    """The processes of a shop by what they do, its stores among them; each with all that it started is one part."""
+    redis = Redis.from_url(str(running.settings.redis_url))
+    postgres = await asyncpg.connect(str(running.settings.postgres_url))
+    try:
+        valkey_pid = int((await redis.info("server"))["process_id"])
+        postgres_pid = parent_of(postgres.get_server_pid())
+    finally:
+        await postgres.close()
+        await redis.aclose()
+    return {**running.processes, "Postgres": postgres_pid, "Valkey": valkey_pid}
+
+
+def cost_of(runs: Sequence[Journeys]) -> str:
+    """What a journey cost each part, and all of them together, in milliseconds of CPU: the middle of the runs."""
+    cost = {part: statistics.median(run.cpu_s[part] * 1000 / run.count for run in runs) for part in runs[0].cpu_s}
+    parts = ", ".join(f"{part} {ms:.3f}" for part, ms in cost.items())
+    return f"CPU of a journey in ms: {sum(cost.values()):.3f}, of which {parts}." if cost else ""
 
 
 async def _check_counts(running: Shop, sale_id: str, count: int) -> None:
@@ -347,7 +372,7 @@ async def whole_journeys() -> tuple[list[Row], list[str]]:
     for name in ("join", "status", "reserve", "pay"):
         measured = Measured(0.0, [each for run in runs for each in run.times_ms[name]])
         steps.append(f"{name} {measured.percentile(0.5):.0f}/{measured.percentile(0.99):.0f}")
-    return rows, [f"Journeys, p50/p99 of each step in ms: {', '.join(steps)}."]
+    return rows, [f"Journeys, p50/p99 of each step in ms: {', '.join(steps)}.", cost_of(runs)]
 
 
 async def card_journeys() -> tuple[list[Row], list[str]]:
@@ -363,4 +388,5 @@ async def card_journeys() -> tuple[list[Row], list[str]]:
         against=f"{JOURNEY_PROCESSES} API processes, 1 worker and 1 simulated gateway, every count right",
     )
     pay = Measured(0.0, [each for run in runs for each in run.times_ms["pay"]])
-    return [row], [f"Paying by card, p50/p99 in ms: {pay.percentile(0.5):.0f}/{pay.percentile(0.99):.0f}."]
+    paying = f"Paying by card, p50/p99 in ms: {pay.percentile(0.5):.0f}/{pay.percentile(0.99):.0f}."
+    return [row], [paying, cost_of(runs)]

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,8 @@ class Shop:
     client: Client
     folder: Path
     settings: Settings
+    processes: Mapping[str, int]
+    """The ids of the processes that were started for it, by what they do."""
 
     @property
     def _key(self) -> dict[str, str]:
@@ -113,17 +115,19 @@ async def shop(*, processes: int = 1, connections_max: int = 256, cards: bool = 
         )
         with embedded.provide(settings) as known:
             environ = {**os.environ, **known.to_environment()}
-            verbs = ["worker", *(["gateway"] if cards else [])]
+            commands = {"api": ["loadtests.twins"], "worker": ["cli.main", "worker"]}
+            if cards:
+                commands["gateway"] = ["cli.main", "gateway"]
             with contextlib.ExitStack() as stack:
-                stack.enter_context(
-                    running([sys.executable, "-m", "loadtests.twins"], environ, Path(folder) / "api.log")
-                )
-                for verb in verbs:
-                    command = [sys.executable, "-m", "cli.main", verb]
-                    stack.enter_context(running(command, environ, Path(folder) / f"{verb}.log"))
+                started = {
+                    name: stack.enter_context(
+                        running([sys.executable, "-m", *command], environ, Path(folder) / f"{name}.log")
+                    ).pid
+                    for name, command in commands.items()
+                }
                 async with Client("127.0.0.1", known.port, connections_max=connections_max) as client:
                     await _wait_until_ready(client, Path(folder))
-                    yield Shop(client, Path(folder), known)
+                    yield Shop(client, Path(folder), known, started)
 
 
 async def _wait_until_ready(client: Client, folder: Path) -> None:
