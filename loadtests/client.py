@@ -105,6 +105,9 @@ class Client:
         self._busy.add(connection)
         try:
             return await connection.exchange(request, self._answer_within_s)
+        except asyncio.CancelledError:
+            connection.close()  # what still comes would be read as the answer to the next request
+            raise
         finally:
             self._busy.discard(connection)
             self._give_back(connection)
@@ -176,16 +179,11 @@ class _Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         answer = self._answer = loop.create_future()
         self.deadline = loop.time() + answer_within_s
-        answer.add_done_callback(self._finished)
         if self.closed or self._transport is None:
             self.fail("the connection was closed")
         else:
             self._transport.write(request)
         return answer
-
-    def _finished(self, answer: "asyncio.Future[Answer]") -> None:
-        if answer.cancelled():  # what still comes would be read as the answer to the next request
-            self.close()
 
     def fail(self, why: str) -> None:
         self.close()
