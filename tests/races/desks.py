@@ -24,8 +24,8 @@ CLIENTS = 4
 async def open_desks(sale: S, url: str) -> AsyncIterator[list[S]]:
     """The same sale through several gates, each with a connection of its own.
 
-    They wait long for an answer. Past its deadline a gate asks again under the same id, and whoever holds then hears that
-    the hold is known: on a busy machine that would be counted as one hold too few.
+    They wait long for an answer. Past its deadline a gate asks again under the same id, and whoever holds then hears
+    that the hold is known: on a busy machine that would be counted as one hold too few.
     """
     async with AsyncExitStack() as stack:
         clients = [open_redis(url) for _ in range(CLIENTS)]
