@@ -52,7 +52,8 @@ if refusal then return refusal end
 
 -- Check.
 local standing = #seat_nos > 0 and redis.call("HMGET", seats, unpack(seat_nos)) or {}
-local exists = #seat_nos > 0 and redis.call("HMGET", prices, unpack(seat_nos)) or {}
+local records = #seat_nos > 0 and redis.call("HMGET", prices, unpack(seat_nos)) or {}
+local found = sale.has_floor == "1" and {} or nil
 local hold_ids = {}
 for at = 1, #seat_nos do
   hold_ids[#hold_ids + 1] = standing[at] and string.match(standing[at], "^HELD (%S+)") or nil
@@ -62,11 +63,14 @@ local free, values, conflicts, lapsed = {}, {}, {}, {}
 for at, seat_no in ipairs(seat_nos) do
   local state, other_id = string.match(standing[at] or "FREE -", "^(%u+) (%S+)")
   local other = others[other_id]
-  if not exists[at] then
+  if not records[at] then
     conflicts[#conflicts + 1] = seat_no .. " unknown"
   elseif standing[at] ~= KEPT_BACK then
     free[#free + 1] = seat_no
     values[2 * #free - 1], values[2 * #free] = seat_no, KEPT_BACK
+    if found then
+      found[#free] = parse_seat(records[at])
+    end
     if other and is_up_for_taking(other_id, other) then
       lapsed[#lapsed + 1] = other_id
     elseif standing[at] then
@@ -97,6 +101,6 @@ end
 if #free > 0 then
   count_up("map_version", 1)
   redis.call("HSET", seats, unpack(values))
-  occupy(free, read_seats(free))
+  occupy(free, found)
 end
 return { "seats_blocked", #free }
