@@ -22,6 +22,7 @@
 --   draining_no                                  the cut-off number of a draining room
 --   version                                      of the row in Postgres that these terms were read from
 --   gone_seq gone_trimmed_no                     counts departures from the line; up to here they are trimmed
+--   seat_block_no                                the highest number under which an operator blocked or unblocked seats
 local sale = {}
 do
   local flat = redis.call("HGETALL", KEYS[1])
