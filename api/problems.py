@@ -152,7 +152,7 @@ def _nothing(_refusal: Reply) -> Nothing:
 
 
 class TakenSeats(msgspec.Struct, frozen=True):
-    """The seats in conflict: held, paying, sold, blocked or yours."""
+    """The seats in conflict: held, paying, sold, blocked or yours; for operators also unknown, kept, waiting_list."""
 
     seats: tuple[seats.Conflict, ...]
 

@@ -25,6 +25,7 @@ from engine.messages import TEXT_MAX
 from engine.payments import State
 from engine.resolutions import Word
 from engine.sales import PEOPLE_MAX, SECONDS_MAX, RoomState
+from engine.seat_blocks import SEATS_MAX
 from engine.settings import Settings, SettingsFault
 from engine.stores.connections import StoreUnavailable, UnsafeStore
 from engine.stores.embedded import EmbeddedFault
@@ -267,6 +268,41 @@ def room(sale: str, *, as_json: bool, **changes: str | int | None) -> None:
 
     named = {name: value for name, value in changes.items() if value is not None}
     _tell(asyncio.run(operating.set_room(_settings(), sale, named)), as_json=as_json)
+
+
+_seats = click.argument("seats", nargs=-1)
+_section = click.option("--section", help="All numbered seats of a section, in place of SEATS.")
+
+
+def _change_seats(sale: str, seats: tuple[str, ...], section: str | None, *, blocked: bool, as_json: bool) -> None:
+    from cli import operating  # noqa: PLC0415
+
+    if bool(seats) == bool(section):
+        raise click.UsageError("Expected either SEATS or --section.")
+    if len(seats) > SEATS_MAX:
+        raise click.UsageError(f"Expected at most {SEATS_MAX} seats.")
+    changing = operating.block(_settings(), sale, seat_nos=seats, section=section, blocked=blocked)
+    _tell(asyncio.run(changing), as_json=as_json)
+
+
+@main.command()
+@click.argument("sale", type=_SALE)
+@_seats
+@_section
+@_as_json
+def block(sale: str, seats: tuple[str, ...], *, section: str | None, as_json: bool) -> None:
+    """Take SEATS off a SALE that runs, all of them or none: free ones, by their numbers."""
+    _change_seats(sale, seats, section, blocked=True, as_json=as_json)
+
+
+@main.command()
+@click.argument("sale", type=_SALE)
+@_seats
+@_section
+@_as_json
+def unblock(sale: str, seats: tuple[str, ...], *, section: str | None, as_json: bool) -> None:
+    """Put SEATS on a SALE again that were blocked."""
+    _change_seats(sale, seats, section, blocked=False, as_json=as_json)
 
 
 @main.command()

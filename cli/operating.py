@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from engine import accounts, balances, ids, installation, messages, offers, payments, resolutions, sales
+from engine import accounts, balances, ids, installation, messages, offers, payments, resolutions, sales, seat_blocks
 from engine.accounts import KeptKey
 from engine.balances import Charge
 from engine.cards import Cards
@@ -19,6 +19,8 @@ from engine.messages import Message
 from engine.payments import Payment
 from engine.resolutions import Resolution, Word
 from engine.sales import Listing, Sale, SaleBook
+from engine.seat_blocks import Asked
+from engine.seats import SeatTaken
 from engine.settings import Settings
 from engine.stores.connections import Stores, StoreUnavailable, open_stores
 from engine.stores.outbox import BadEntry, Divergence
@@ -42,6 +44,15 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     recall_s: int
     draining_no: int | None
     version: int
+
+
+class BlockedSeats(msgspec.Struct, frozen=True, kw_only=True):
+    """Seats that were taken off their sale, or put on it again."""
+
+    seat_block_id: str
+    sale_id: str
+    blocked: bool
+    seats: list[str]
 
 
 class PaymentStanding(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +154,27 @@ async def send_message(settings: Settings, sale_id: str, *, text: str, key: str 
     if not isinstance(sent, Message):
         raise _refused(sent)
     return SentMessage(message_id=sent.message_id, text=sent.text, at=sent.created_at, repeated=sent.repeated)
+
+
+async def block(
+    settings: Settings, sale_id: str, *, seat_nos: Sequence[str], section: str | None, blocked: bool
+) -> BlockedSeats:
+    """Take seats off a sale that runs, or put them on it again, all of them or none."""
+    asked = Asked(seat_block_id=ids.random_id(), seat_nos=tuple(seat_nos), section=section, blocked=blocked)
+    async with _opened(settings) as stores:
+        sale = await SaleBook(stores.postgres).read(sale_id)
+        if sale is None:
+            raise click.ClickException(f"There is no sale {sale_id}.")
+        changed = await seat_blocks.change(stores, sale, asked)
+    if isinstance(changed, SeatTaken):
+        reasons = ", ".join(f"{seat.seat_no} {seat.reason}" for seat in changed.seats)
+        raise click.ClickException(f"Nothing was changed: {reasons}.")
+    if not isinstance(changed, tuple):
+        raise _refused(changed)
+    done = changed[0]
+    return BlockedSeats(
+        seat_block_id=done.seat_block_id, sale_id=sale_id, blocked=done.blocked, seats=list(done.seat_nos)
+    )
 
 
 # Payments and money ---------------------------------------------------------------------------------------------------

@@ -253,11 +253,11 @@ async def _raise_epoch(stores: Stores, sale: Sale, generation: int, found_epoch:
     )
 
 
-def decide(claims: Mapping[str, str], live_payments: Iterable[Row], unpaid: Iterable[Row]) -> Verdict:
+def decide(claims: Mapping[str, str | None], live_payments: Iterable[Row], unpaid: Iterable[Row]) -> Verdict:
     """Say who keeps which seat: who has bought it, else the first who paid for it, else the first who held it.
 
     Args:
-        claims: seat_no to the reservation that has bought it.
+        claims: seat_no to the reservation that has bought it, None where the operator keeps it back.
         live_payments: payment_id, reservation_id and seat_nos of each, the first authorised first.
         unpaid: reservation_id, seat_nos and lapsed of each, the oldest first.
     """

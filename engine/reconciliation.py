@@ -5,7 +5,7 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from engine import authorisations, reservations, seats
+from engine import authorisations, reservations, seat_blocks, seats
 from engine.refusals import NotFound
 from engine.sales import Sale
 from engine.stores import queries
@@ -33,14 +33,15 @@ async def reconcile(
     """Finish what a process left half done, at most `most` of each; every step may be repeated after a crash.
 
     Payments that stand still are confirmed again; what Redis does not know any more is voided. Holds whose payment
-    never came to a row are abandoned past their pay deadline. Seats to be given back are given back. Rows whose end
-    nobody heard of are ended.
+    never came to a row are abandoned past their pay deadline. Seats to be given back are given back, and those that an
+    operator blocks or unblocks are. Rows whose end nobody heard of are ended.
     """
     done = Reconciled()
     for row in await SQL.list_unsettled.fetch(postgres, sale.sale_id, idle_s, most):
         await _settle_idle(gate, postgres, sale, row, done)
     await _leave_overdue(gate, postgres, sale, most, done)
     done.restored = await give_back(gate, postgres, sale, most=most)
+    await seat_blocks.finish(gate, postgres, sale.sale_id)
     for row in await RESERVATIONS.list_forgotten.fetch(postgres, sale.sale_id, FORGOTTEN_S, most):
         done.ended += await _end_if_lost(gate, postgres, sale, row["reservation_id"])
     return done

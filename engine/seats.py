@@ -217,7 +217,10 @@ class Restored(Reply, frozen=True):
 
 
 class Conflict(msgspec.Struct, frozen=True):
-    """A seat that cannot be held, and why: held, paying, sold, blocked or yours."""
+    """A seat that cannot be held, and why: held, paying, sold, blocked or yours.
+
+    What an operator cannot block may also be unknown, kept for a code or a channel, or the waiting list's.
+    """
 
     seat_no: str
     reason: str

@@ -20,7 +20,7 @@ PAIRS = 1_000
 ROUNDS = 5
 LAPSED = 50_000
 # As many as the worker ends in one call.
-SWEPT_AT_ONCE = 50
+SWEPT_AT_ONCE = 25
 SOLD_AT_ONCE = 500
 SLOWEST_MAX_MS = 5.0
 

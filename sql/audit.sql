@@ -440,6 +440,10 @@ FROM (
   FROM restores
   WHERE done_at IS NULL
   UNION ALL
+  SELECT CASE WHEN blocked THEN 'blocking' ELSE 'unblocking' END || ' of seats', seat_block_id, created_at
+  FROM seat_blocks
+  WHERE done_at IS NULL
+  UNION ALL
   SELECT lower(kind) || ' of payment', payment_id, created_at
   FROM gateway_operations
   WHERE status = 'PENDING'

@@ -42,11 +42,17 @@ SET epoch = $2,
 WHERE sale_id = $1;
 
 -- name: list_claims
--- Who has which seat.
+-- Who has which seat; nobody has one that its operator keeps back, and so nobody may hold or pay it.
 SELECT seat_no, reservation_id
 FROM reservation_seats
 WHERE sale_id = $1
-  AND status = 'CLAIMED';
+  AND status = 'CLAIMED'
+UNION ALL
+SELECT seat_no, NULL
+FROM seats
+WHERE sale_id = $1
+  AND blocked
+  AND NOT sold;
 
 -- name: list_live_payments
 -- Payments that may still buy something, the first authorised first, each with the seats it is for.

@@ -248,6 +248,22 @@ CREATE TABLE seats (
 -- What is left of an area is counted. `sold` stands in no index: each sale changes it, and would then change the index.
 CREATE INDEX seats_places ON seats (sale_id, area) WHERE area IS NOT NULL;
 
+-- Seats that an operator takes off a running sale, and puts on it again: a row is what is to be done in both stores.
+CREATE TABLE seat_blocks (
+  seat_block_id uuid PRIMARY KEY,
+  -- The order in which Redis has them: a late copy of an earlier one changes nothing there.
+  seat_block_no bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+  sale_id uuid NOT NULL REFERENCES sales,
+  seat_nos text[] NOT NULL,
+  blocked boolean NOT NULL,
+  fingerprint text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  -- Null until both stores have it; one that Redis refused is removed.
+  done_at timestamptz
+);
+-- One at a time: the next begins when this one is done.
+CREATE UNIQUE INDEX seat_blocks_unfinished ON seat_blocks (sale_id) WHERE done_at IS NULL;
+
 -- What people took ---------------------------------------------------------------------------------------------------
 
 CREATE TABLE reservations (

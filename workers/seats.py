@@ -6,7 +6,7 @@ from engine.stores.connections import Stores
 from workers import metrics
 
 SWEEP_EVERY_S = 1.0
-SWEPT_AT_ONCE = 50
+SWEPT_AT_ONCE = 25
 
 
 async def sweep(stores: Stores, sale: Sale) -> bool:

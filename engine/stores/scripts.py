@@ -159,11 +159,17 @@ end
 -- Operations stand one after another, each preceded by the count of its arguments.
 local operations = ARGV
 local function carry_out(first, last)
-  local arguments = {{}}
-  for at = first, last do
-    arguments[at - first + 1] = operations[at]
+  local reply
+  if last - first < 100 then
+    reply = operation({{ unpack(operations, first, last) }})
+  else
+    -- Thousands would not fit on the stack of a script.
+    local arguments = {{}}
+    for at = first, last do
+      arguments[at - first + 1] = operations[at]
+    end
+    reply = operation(arguments)
   end
-  local reply = operation(arguments)
   -- Said here, because on its way out nil would hand everybody after it somebody else's reply, an array ends at its
   -- first nil, and a number loses its fraction.
   if type(reply) ~= "table" or type(reply[1]) ~= "string" then
@@ -171,8 +177,8 @@ local function carry_out(first, last)
   end
   for at = 2, #reply do
     local field = reply[at]
-    local sound = type(field) == "string" or type(field) == "number" and field % 1 == 0 and math.abs(field) < 2 ^ 53
-    if not sound then
+    local kind = type(field)
+    if kind ~= "string" and not (kind == "number" and field % 1 == 0 and field < 2 ^ 53 and field > -2 ^ 53) then
       error("field " .. at - 1 .. " of " .. reply[1] .. " is " .. tostring(field), 0)
     end
   end

@@ -65,9 +65,10 @@ end
 -- Change.
 redis.call("UNLINK", unpack(KEYS))
 local first = string.format("%.0f", tonumber(epoch) * 1000000000)
+-- What every hold writes stands first: a small hash is looked through from its beginning.
 redis.call(
-  "HSET", KEYS[1], "epoch", epoch, "state", "rebuilding", "now_ms", now_ms, "fence", first, "map_version", first,
-  "message_no", first
+  "HSET", KEYS[1], "journal_n", 0, "fence", first, "map_version", first, "now_ms", now_ms, "outbox_n", 0,
+  "epoch", epoch, "state", "rebuilding", "message_no", first
 )
 for at = 3, #ARGV, 2 do
   redis.call("HSET", KEYS[1], ARGV[at], ARGV[at + 1])

@@ -87,20 +87,12 @@ local early = wish.access ~= "" and now_ms < term("opens_at_ms") -- a block may 
 local refused, buyer = judge_buyer(buyer_id, queue_no, early)
 if refused then return refused end
 
-local price_list = #seat_nos > 0 and redis.call("HMGET", prices, unpack(seat_nos)) or {}
-local found = sale.has_floor == "1" and {} or nil
-local unknown, conflicts, lapsed = {}, {}, {}
-for at, seat_no in ipairs(seat_nos) do
-  if found and price_list[at] then
-    found[at] = parse_seat(price_list[at])
-  end
-  if not price_list[at] or found and found[at].kind == "P" then -- places are picked, not named
-    unknown[#unknown + 1] = seat_no
-  end
-end
+local unknown, found = look_up(wish)
 if #unknown > 0 then
   return { "seat_unknown", unpack(unknown) }
 end
+local price_list, conflicts, lapsed = wish.records, {}, {}
+local is_public = wish.is_plain and (not found or found.positions)
 refused = not wish.is_plain and judge_offer(wish, found, early, areas, conflicts)
 if refused then return refused end
 
@@ -112,7 +104,7 @@ for at = 1, #seat_nos do
 end
 local others = find_holds(hold_ids)
 for at, seat_no in ipairs(seat_nos) do
-  if found and not is_open(found[at].block_no, wish.access) then
+  if found and not is_public and not is_open(found[at].block_no, wish.access) then
     conflicts[#conflicts + 1] = seat_no .. " blocked"
   elseif standing[at] then
     local state, other_id = string.match(standing[at], "(%u+) (%S+)")
@@ -134,7 +126,9 @@ if wish.places > 0 then
   refused = pick_places(wish, found)
   if refused then return refused end
 end
-if found then
+if found and is_public then
+  price_list = found.price_list
+elseif found then
   refused, price_list = price_lines(found, wish.tiers)
   if refused then return refused end
 end

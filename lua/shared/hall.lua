@@ -27,6 +27,8 @@ local freed = KEYS[14]
 local SHELVED = "BLOCKED list 0"
 
 local SEAT = "^(%d+)|(%d+)|(%d+)|(%d*)|(%d+)|([FAP])$"
+-- Price and position of a seat that is in no block; no place in an area is like that.
+local PUBLIC_SEAT = "^(%d+)|%d+|0|(%d+)|"
 local HIGHEST, HIGHEST_IN_BLOCK = string.char(64 + 60), string.char(128 + 64 + 60)
 
 local function parse_seat(record)
@@ -140,12 +142,26 @@ local function close_off(seat_nos, found)
 end
 
 -- Seats that nobody had stand under a hold now. Their own state is written by the caller, whose version is counted up.
+-- Of public seats `found.positions` is all that is known and needed.
 local function occupy(seat_nos, found)
   if sale.waiting_list == "1" then
     redis.call("ZREM", freed, unpack(seat_nos))
   end
-  close_off(seat_nos, found)
-  tell_changes(seat_nos, found)
+  local positions = found and found.positions
+  if not positions then
+    close_off(seat_nos, found)
+    return tell_changes(seat_nos, found)
+  end
+  local first, length = positions[1], 1
+  for at = 2, #positions + 1 do
+    if positions[at] == first + length then
+      length = length + 1
+    else
+      redis.call("SETRANGE", floor, first, string.rep("T", length))
+      first, length = positions[at], 1
+    end
+  end
+  tell_changes(seat_nos)
 end
 
 -- The public may have these seats.

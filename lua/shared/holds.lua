@@ -152,13 +152,12 @@ local function is_up_for_taking(hold_id, hold)
   return has_lapsed(hold) and tonumber(free_at_ms(hold_id, hold)) <= now_ms and sale.waiting_list ~= "1"
 end
 
--- Put every seat of a hold into one state.
-local function set_seats(hold_id, hold, state)
+-- Put every seat of a hold into one state; `seat_nos` are these seats, where somebody has them as a list.
+local function set_seats(hold_id, hold, state, seat_nos)
   local value = state .. " " .. hold_id .. " " .. hold.fence
   local changes = {}
-  for seat_no in string.gmatch(hold.seats, "[^,]+") do
-    changes[#changes + 1] = seat_no
-    changes[#changes + 1] = value
+  for at, seat_no in ipairs(seat_nos or split(hold.seats)) do
+    changes[2 * at - 1], changes[2 * at] = seat_no, value
   end
   redis.call("HSET", seats, unpack(changes))
 end
@@ -179,7 +178,10 @@ local function keep_buyer(buyer_id, buyer)
   if buyer.sold == 0 and buyer.ended == 0 and buyer.open == "" then
     redis.call("HDEL", buyers, buyer_id)
   else
-    redis.call("HSET", buyers, buyer_id, buyer.sold .. " " .. buyer.ended .. " " .. buyer.open)
+    -- Nearly all are 0, and a number that is joined to a string is printed as a fraction would be.
+    local sold = buyer.sold == 0 and "0 " or text(buyer.sold) .. " "
+    local ended_holds = buyer.ended == 0 and "0 " or text(buyer.ended) .. " "
+    redis.call("HSET", buyers, buyer_id, sold .. ended_holds .. buyer.open)
   end
 end
 

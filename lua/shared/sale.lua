@@ -23,6 +23,7 @@
 --   draining_no                                  the cut-off number of a draining room
 --   version                                      of the row in Postgres that these terms were read from
 --   gone_seq gone_trimmed_no                     counts departures from the line; up to here they are trimmed
+--   seat_block_no                                the highest number under which an operator blocked or unblocked seats
 local sale = {}
 do
   local flat = redis.call("HGETALL", KEYS[1])
@@ -34,19 +35,25 @@ end
 -- max(TIME, the sale's last now): a server clock that was set back must not revive a hold.
 local now_ms = math.max(time_ms, tonumber(sale.now_ms or "0"))
 
--- A field as a number; what was never written counts as 0.
+-- A field as a number; what was never written counts as 0. Each is read once a call: all operations ask for the same.
+local numbers = {}
 local function term(name)
-  return tonumber(sale[name] or "0")
+  local number = numbers[name]
+  if not number then
+    number = tonumber(sale[name] or "0")
+    numbers[name] = number
+  end
+  return number
 end
 
 local function set_term(name, value)
   redis.call("HSET", KEYS[1], name, value)
-  sale[name] = tostring(value)
+  sale[name], numbers[name] = tostring(value), nil
 end
 
 local function count_up(name, by)
   local value = redis.call("HINCRBY", KEYS[1], name, by)
-  sale[name] = tostring(value)
+  sale[name], numbers[name] = tostring(value), value
   return value
 end
 

@@ -8,8 +8,9 @@ local previous = {}
 local ABOUT_HOLDS = { held = true, extended = true, released = true, expired = true }
 
 local function counted_up(name)
-  sale[name] = term(name) + 1
-  return sale[name]
+  local value = term(name) + 1
+  sale[name], numbers[name] = value, value
+  return value
 end
 
 -- The next number of a stream. Up to two counters of the sale (fence, map_version) count up in the same write.

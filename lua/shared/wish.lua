@@ -19,17 +19,19 @@ local swept = 0
 -- As text once a call: all its operations are of one moment and one sale.
 local held_at, held_until = text(now_ms), text(now_ms + term("hold_ms"))
 
--- What the lines of a request want: { seat_nos, tiers, areas, places, access, is_plain }. `tiers` are those of the
--- seats, nil when none is named; `places` is how many the areas are asked for.
+-- What the lines of a request want: { seat_nos, records, tiers, areas, places, access, is_plain }. `records` and `tiers`
+-- are those of the seats, tiers nil when none is named; `places` is how many the areas are asked for.
 local NOTHING = {}
 local plain_wish = { areas = NOTHING, places = 0, access = "", is_plain = true }
 local function read_wish(lines)
+  local records = redis.call("HMGET", prices, unpack(lines))
   local is_plain = true
-  for _, line in ipairs(lines) do
-    is_plain = is_plain and not string.find(line, "|", 1, true)
+  for at = 1, #lines do
+    is_plain = is_plain and records[at]
   end
   if is_plain then
-    plain_wish.seat_nos = lines -- the one table serves nearly every hold
+    -- What has a price is a seat's number and nothing else. The one table serves nearly every hold.
+    plain_wish.seat_nos, plain_wish.records = lines, records
     return plain_wish
   end
   local wish = { seat_nos = {}, areas = {}, places = 0, access = "" }
@@ -50,7 +52,39 @@ local function read_wish(lines)
     end
   end
   wish.tiers = named and line_tiers or nil
+  wish.records = #wish.seat_nos > 0 and redis.call("HMGET", prices, unpack(wish.seat_nos)) or {}
   return wish
+end
+
+-- All that a hold needs to know of seats which the public may have, by their records; nil where one is another's.
+local function read_public(records)
+  local price_list, positions = {}, {}
+  for at, record in ipairs(records) do
+    local price, position = string.match(record, PUBLIC_SEAT)
+    if not price then
+      return nil
+    end
+    price_list[at], positions[at] = price, tonumber(position)
+  end
+  return { price_list = price_list, positions = positions }
+end
+
+-- Which seats of a wish do not exist, and what is known of all: nothing in a sale without a floor.
+local function look_up(wish)
+  local found = sale.has_floor == "1" and (wish.is_plain and read_public(wish.records) or {}) or nil
+  if wish.is_plain and (not found or found.positions) then
+    return NOTHING, found
+  end
+  local unknown = {}
+  for at, seat_no in ipairs(wish.seat_nos) do
+    if found and wish.records[at] then
+      found[at] = parse_seat(wish.records[at])
+    end
+    if not wish.records[at] or found and found[at].kind == "P" then -- places are picked, not named
+      unknown[#unknown + 1] = seat_no
+    end
+  end
+  return unknown, found
 end
 
 -- What may begin at all: nil and what is known of the buyer, or why not. With `early` the sale need not have begun;
@@ -256,6 +290,7 @@ local function hold_seats(hold_id, buyer, fingerprint, seat_nos, price_list, lin
   for _, price in ipairs(price_list) do
     amount = amount + tonumber(price)
   end
+  amount = price_list[2] and text(amount) or price_list[1]
   local n = next_number("journal", "fence", "map_version")
   local hold = {
     state = "HELD",
@@ -270,7 +305,7 @@ local function hold_seats(hold_id, buyer, fingerprint, seat_nos, price_list, lin
     prices = table.concat(price_list, ","),
     tiers = line_tiers and table.concat(line_tiers, ",") or "",
   }
-  set_seats(hold_id, hold, "HELD")
+  set_seats(hold_id, hold, "HELD", seat_nos)
   occupy(seat_nos, found)
   keep_hold(hold_id, hold)
   redis.call("ZADD", deadlines, free_at_ms(hold_id, hold), hold_id)

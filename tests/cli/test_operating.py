@@ -68,6 +68,18 @@ async def test_a_message_is_sent_once_for_a_key(outside: dict[str, str], shop: S
     assert [each.message_id for each in lately.told] == [first["message_id"]]
 
 
+async def test_seats_are_blocked_and_unblocked(outside: dict[str, str], shop: Shop) -> None:
+    done = told("block", shop.sale_id, "A-1-1", "A-1-2", settings=outside)
+    assert (done["seats"], done["blocked"]) == (["A-1-1", "A-1-2"], True)
+    assert await shop.states() == {"A-1-1": "BLOCKED", "A-1-2": "BLOCKED"}
+    await shop.hold("A-1-3")
+    said = refused("block", shop.sale_id, "--section", "A", settings=outside)
+    assert said == "Nothing was changed: A-1-3 held."
+    assert told("unblock", shop.sale_id, "--section", "A", settings=outside)["seats"] == ["A-1-1", "A-1-2"]
+    assert await shop.states() == {"A-1-3": "HELD"}
+    assert refused("block", NOBODY, "A-1-1", settings=outside) == f"There is no sale {NOBODY}."
+
+
 async def test_a_payment_in_doubt_is_listed_and_resolved(outside: dict[str, str], shop: Shop, stores: Stores) -> None:
     assert lastseat("payments", settings=outside).stdout == "None.\n"
     bought = await shop.buy("A-1-1")
@@ -124,6 +136,8 @@ async def test_keys_are_made_listed_and_revoked(outside: dict[str, str], stores:
     [
         (("room", "first-night"), "'first-night' is no sale: its id has 32 hex digits."),
         (("room", NOBODY, "--active-max", "0"), "0 is not in the range"),
+        (("block", NOBODY), "Expected either SEATS or --section."),
+        (("unblock", NOBODY, "A-1-1", "--section", "A"), "Expected either SEATS or --section."),
         (("resolve", NOBODY, "MAYBE", "--note", "x"), "'MAYBE' is not one of"),
         (("resolve", NOBODY, "FAILED", "--note", ""), "Expected 1 to 1000 printable characters."),
         (("credit", NOBODY, "-5", "--reason", "x"), "No such option"),

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from engine import ids, seats
+from engine import ids, seat_blocks, seats
 from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
 from engine.stores import embedded
 from engine.stores.replies import Reply
+from engine.stores.scripts import Script
 from tests.engine.seat_sales import Hall, buyer, open_hall
 from tests.engine.two_stores import TwoStores, try_out
 
@@ -69,6 +70,8 @@ class Model:
         self.sold: dict[str, int] = dict.fromkeys(BUYERS, 0)
         # Seats whose sold hold is forgotten: only the seat is known.
         self.bought: dict[str, tuple[str, int]] = {}
+        self.blocked = {BLOCKED}
+        self.block_no = 0
         self.fence = 0
         self.outbox_n = 0
         self.persisted_n = 0
@@ -103,7 +106,7 @@ class Model:
                 conflicts.append(f"{seat_no} {'yours' if other.by == by else other.state.lower()}")
             elif seat_no in self.bought:
                 conflicts.append(f"{seat_no} sold")
-            elif seat_no == BLOCKED:
+            elif seat_no in self.blocked:
                 conflicts.append(f"{seat_no} blocked")
         if conflicts:
             return seats.SeatTaken(tuple(conflicts))
@@ -116,6 +119,37 @@ class Model:
         self.fence += 1
         self.wishes[hold_id] = Wish(hold_id, by, fingerprint, self.fence, list(seat_nos))
         return None
+
+    def block(self, no: int, seat_nos: Sequence[str]) -> Reply:
+        """Block what is free, or say what is not."""
+        holders = {seat_no: self.holder(seat_no) for seat_no in seat_nos}
+        conflicts, lapsed = [], []
+        for seat_no, other in holders.items():
+            if seat_no == UNKNOWN:
+                conflicts.append(f"{seat_no} unknown")
+            elif other is not None and other.shown == "ENDED":
+                lapsed.append(other)
+            elif other is not None or seat_no in self.bought:
+                conflicts.append(f"{seat_no} {other.state.lower() if other else 'sold'}")
+        added = [seat_no for seat_no in seat_nos if seat_no not in self.blocked]
+        if no < self.block_no or (no == self.block_no and added):
+            return seat_blocks.Superseded()
+        self.block_no = no
+        if conflicts:
+            return seats.SeatTaken(tuple(conflicts))
+        for other in lapsed:
+            self.end(other, "EXPIRED")
+        self.blocked.update(added)
+        return seat_blocks.SeatsBlocked(len(added))
+
+    def unblock(self, no: int, seat_nos: Sequence[str]) -> Reply:
+        """Free what is blocked."""
+        if no < self.block_no:
+            return seat_blocks.Superseded()
+        self.block_no = no
+        gone = self.blocked.intersection(seat_nos)
+        self.blocked -= gone
+        return seat_blocks.SeatsUnblocked(len(gone))
 
     def extend(self, hold_id: str, by: str, extension_id: str, fingerprint: str) -> Reply | None:
         """Answer a refusal, or None and extend."""
@@ -445,6 +479,25 @@ class Seats(TwoStores[Hall]):
         )
         assert reply == expected
 
+    # What the operator does.
+
+    @rule(seat_nos=SEAT_LISTS, later=st.sampled_from((1, 1, 1, 0, -1)))
+    def block(self, seat_nos: list[str], later: int) -> None:
+        self._operate(seat_blocks.BLOCK, self.model.block, seat_nos, later)
+
+    @rule(seat_nos=SEAT_LISTS, later=st.sampled_from((1, 1, 1, 0, -1)))
+    def unblock(self, seat_nos: list[str], later: int) -> None:
+        self._operate(seat_blocks.UNBLOCK, self.model.unblock, seat_nos, later)
+
+    def _operate(self, script: Script[Any], decide: Callable[..., Reply], seat_nos: list[str], later: int) -> None:
+        no = self.model.block_no + later
+
+        async def call(hall: Hall) -> Any:
+            return await script(hall.gate, hall.sale.keys, epoch=1, seat_block_no=no, seat_nos=seat_nos)
+
+        expected = decide(no, seat_nos)
+        assert self.on_both(call) == expected
+
     # Time, and what follows from it.
 
     @precondition(some("HELD", "PAYING"))
@@ -533,7 +586,7 @@ class Seats(TwoStores[Hall]):
 
     @invariant()
     def seats_stand_as_the_model_says(self) -> None:
-        expected = {BLOCKED: "BLOCKED"} | dict.fromkeys(self.model.bought, "SOLD")
+        expected = dict.fromkeys(self.model.blocked, "BLOCKED") | dict.fromkeys(self.model.bought, "SOLD")
         for wish in self.model.wishes.values():
             expected |= {} if wish.state == "ENDED" else dict.fromkeys(wish.seat_nos, wish.state)
         assert self.runner.run(self.valkey.statuses()) == expected

@@ -99,7 +99,7 @@ class Wishes(Seats):
 
     def stands(self) -> dict[str, Wish | None]:
         """Whatever is not free, and the hold that it stands under."""
-        standing: dict[str, Wish | None] = dict.fromkeys((BLOCKED, *self.model.bought), None)
+        standing: dict[str, Wish | None] = dict.fromkeys((*self.model.blocked, *self.model.bought), None)
         for wish in self.model.wishes.values():
             standing |= {} if wish.state == "ENDED" else dict.fromkeys(wish.seat_nos, wish)
         return standing
@@ -230,7 +230,7 @@ class Wishes(Seats):
         standing = self.stands()
         for line in named:
             other = standing.get(line.seat_no)
-            if line.seat_no == BLOCKED or (line.seat_no in FANS and shown != CHANNEL):
+            if line.seat_no in self.model.blocked or (line.seat_no in FANS and shown != CHANNEL):
                 conflicts.append(f"{line.seat_no} blocked")
             elif line.seat_no in self.model.bought:
                 conflicts.append(f"{line.seat_no} sold")
@@ -321,9 +321,12 @@ class Wishes(Seats):
         public = {
             seat_no: "SOLD" if wish is None or wish.state == "SOLD" else "HELD"
             for seat_no, wish in self.stands().items()
-            if seat_no not in (BLOCKED, *FANS) and "-GA-" not in seat_no
+            if seat_no not in (*self.model.blocked, *FANS, BLOCKED) and "-GA-" not in seat_no
         }
-        assert {seat_no: status for seat_no, status in changes.statuses.items() if status != "FREE"} == public
+        # One was blocked from the beginning, which is no change.
+        public |= dict.fromkeys(self.model.blocked - {BLOCKED}, "BLOCKED")
+        told = {seat_no: status for seat_no, status in changes.statuses.items() if status != "FREE"}
+        assert {seat_no: status for seat_no, status in told.items() if seat_no != BLOCKED} == public
 
 
 async def _counts(hall: Any) -> dict[str, int]:

@@ -3,24 +3,26 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
-from redis.asyncio import Redis
 
 from engine import ids, seats, wishes
+from engine.stores.connections import RedisClient
+from engine.stores.scripts import Gate
 from engine.wishes import AreaLine
 from tests.engine.offered_halls import Area, OfferedHall, Row, open_offered
 from tests.engine.seat_sales import Hall
-from tests.races.desks import CLIENTS, open_desks
+from tests.races.desks import CLIENTS, Deaf, open_desks
 
 PAIRS = 30
 
 
 @pytest.fixture
-async def hall(redis: Redis) -> AsyncIterator[OfferedHall]:
+async def hall(redis_any: RedisClient) -> AsyncIterator[OfferedHall]:
     """Three rows of twenty, of which five may go to children, and a lawn of ten; in order at the end of every race."""
     hall = await open_offered(
-        redis,
+        redis_any,
         *[Row("A", str(number), "F" * 20) for number in range(1, 4)],
         areas=(Area("Lawn", 10),),
         tiers={("child", "STD"): (10_000, 5)},
@@ -30,8 +32,8 @@ async def hall(redis: Redis) -> AsyncIterator[OfferedHall]:
 
 
 @pytest.fixture
-async def desks(hall: OfferedHall, redis_url: str) -> AsyncIterator[list[OfferedHall]]:
-    async with open_desks(hall, redis_url) as desks:
+async def desks(hall: OfferedHall, redis_url_any: str) -> AsyncIterator[list[OfferedHall]]:
+    async with open_desks(hall, redis_url_any) as desks:
         yield desks
 
 
@@ -111,6 +113,21 @@ async def test_a_tier_is_never_sold_above_its_cap(hall: OfferedHall, desks: list
 
     held = [reply for reply in replies if isinstance(reply, seats.HeldLines | wishes.HeldBest)]
     assert len(held) == 5
+    assert await hall.counts() == {"child|1": 5}
+
+
+async def test_a_cap_counts_once_what_is_asked_twice_because_the_answer_was_lost(hall: OfferedHall) -> None:
+    deaf = replace(hall, gate=Gate(Deaf(hall.redis)))
+
+    replies = await asyncio.gather(
+        *(deaf.hold_lines((f"A-1-{n + 1}", "child"), by=str(n), id_=ids.random_id()) for n in range(20))
+    )
+
+    # The first call held and nobody heard it; the second, under the same ids, says so.
+    assert deaf.gate.statistics.repeats > 0
+    known = [reply for reply in replies if reply == seats.HoldKnown("HELD")]
+    assert len(known) == 5
+    assert {reply for reply in replies if reply not in known} == {seats.SoldOut(("1 0 tier child",))}
     assert await hall.counts() == {"child|1": 5}
 
 

@@ -27,7 +27,7 @@ LONGER = {
 }
 
 FREEING = {
-    "seats/pay", "seats/confirm", "seats/abandon", "seats/release", "seats/expire", "seats/restore",
+    "seats/pay", "seats/confirm", "seats/abandon", "seats/release", "seats/expire", "seats/restore", "seats/unblock",
     "waiting_room/leave", "streams/persist", "sales/close",
 }  # fmt: skip
 """What frees or finishes something, and must work when the store is full."""
