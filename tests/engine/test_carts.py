@@ -78,16 +78,14 @@ async def test_a_cart_is_filled_changed_and_emptied(postgres: asyncpg.Pool) -> N
 async def test_a_cart_tells_todays_price_and_what_is_on_sale(postgres: asyncpg.Pool) -> None:
     tee = await stock(postgres)
     await put(postgres, tee.variants[0].variant_id, 2)
-    for version, (changes, told) in enumerate(
-        [
-            ({"price": 700}, (700, 3)),
-            ({"status": "STOPPED"}, (700, 0)),
-            ({"status": "HIDDEN", "name": "Shirt"}, (700, 0)),
-            ({"status": "DRAFT"}, (700, 0)),
-            ({"status": "ON_SALE"}, (700, 3)),
-        ],
-        start=1,
-    ):
+    edits: list[tuple[dict[str, object], tuple[int, int]]] = [
+        ({"price": 700}, (700, 3)),
+        ({"status": "STOPPED"}, (700, 0)),
+        ({"status": "HIDDEN", "name": "Shirt"}, (700, 0)),
+        ({"status": "DRAFT"}, (700, 0)),
+        ({"status": "ON_SALE"}, (700, 3)),
+    ]
+    for version, (changes, told) in enumerate(edits, start=1):
         await products.edit(postgres, product_id=tee.product_id, version=version, changes=changes)
         [line] = (await carts.find(postgres, USER)).lines
         assert (line.unit_price, line.available) == told
