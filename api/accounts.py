@@ -9,7 +9,7 @@ from api.callers import USER, operator
 from api.clock import Time, rfc3339
 from api.operations import Body, Request, Routes
 from api.problems import NotSignedIn, Refused
-from engine import accounts, ids, waiting_lists
+from engine import accounts, carts, ids, waiting_lists
 from engine.accounts import TOKEN_LIFETIME_S, Account, EmailTaken, User
 from engine.balances import AMOUNT_MAX, charge_many
 from engine.refusals import Busy, IdempotencyKeyReused
@@ -123,9 +123,12 @@ async def find_me(request: Request) -> Answer:
 
 @routes.add("DELETE", "/v1/me", {200: Me}, caller=USER)
 async def wipe_me(request: Request) -> Answer:
-    """Forget my name, my e-mail and my password; what I bought stays, and my tokens count no longer."""
+    """Forget my name, my e-mail, my password and my cart; what I bought stays, and my tokens count no longer."""
     await waiting_lists.leave_all(request.house.postgres, request.caller_id)
-    wiped = await accounts.wipe(request.house.postgres, request.caller_id)
+    async with request.house.postgres.acquire() as connection, connection.transaction():
+        wiped = await accounts.wipe(connection, request.caller_id)
+        # After it: whoever fills the cart locks the account first, and finds it wiped.
+        await carts.empty(connection, request.caller_id)
     request.house.user_tokens.wiped.add(request.caller_id)
     return _me(wiped)
 

@@ -20,6 +20,7 @@ from api import (
     audit,
     balances,
     cancellations,
+    carts,
     catalogue,
     docs,
     events,
@@ -29,6 +30,7 @@ from api import (
     openapi,
     payments,
     problems,
+    products,
     reservations,
     sales,
     seat_blocks,
@@ -64,6 +66,8 @@ DOMAINS: tuple[Routes, ...] = (
     tickets.routes,
     cancellations.routes,
     waiting_lists.routes,
+    products.routes,
+    carts.routes,
     webhooks.routes,
     audit.routes,
     health.routes,
@@ -133,7 +137,7 @@ def _cors(origins: Sequence[str]) -> CORSConfig | None:
         return None
     return CORSConfig(
         allow_origins=list(origins),
-        allow_methods=["GET", "POST", "PATCH", "DELETE"],
+        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=[
             "Authorization",
             "Content-Type",

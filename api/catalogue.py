@@ -16,6 +16,7 @@ from api.offers import Areas, Blocks, EditedBlocks, EditedTiers, Moment, Offer, 
 from api.operations import IMPORT_DEADLINE_S, IMPORT_MAX, Body, Request, Routes, Table, changes_of
 from api.pages import Listed, Page, Place, moment_of, page_of, place_of
 from api.problems import BUSY, Refused, invalid
+from api.sales import RefundPolicy, RefundRule, SaleTerms, terms_of
 from api.seat_tables import NewSeat
 from engine import accounts, catalogue, ids, rebuild
 from engine.catalogue import SEATS_MAX, Area, Concert, Offering, Poster, Schedule, SeatRow
@@ -25,13 +26,9 @@ from engine.sales import StaleVersion, Terms
 
 routes = Routes("Tickets")
 
-# Fields of a schedule that are terms of its sale under the same name.
-SALE_TERMS = ("opens_at", "closes_at", "per_buyer_max", "hold_s", "pay_s", "release_jitter_s", "offer_s")
-
 Line = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Prose = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$")]
 Address = Annotated[str, Meta(max_length=2000, pattern=r"^https?://[^\x00-\x20\x7f]+$")]
-Seconds = Annotated[int, Meta(ge=10, le=86_400)]
 Seats = Annotated[tuple[NewSeat, ...], Meta(max_length=SEATS_MAX)]
 
 # The number of a seat: where a page of seats begins.
@@ -58,37 +55,10 @@ class EditedConcert(Body, frozen=True):
     poster_image_url: Address | UnsetType | None = UNSET
 
 
-class RefundRule(Body, frozen=True):
-    """Until so many hours before the start, so much of the price is paid back."""
-
-    hours_before: Annotated[int, Meta(ge=0, le=100_000)]
-    percent: Annotated[int, Meta(ge=0, le=100)]
-
-
-RefundPolicy = Annotated[tuple[RefundRule, ...], Meta(max_length=20)]
-
-
-class ScheduleTerms(Body, frozen=True):
+class ScheduleTerms(SaleTerms, frozen=True):
     """The date and the terms of its sale; what is left out stays, or has its default."""
 
     start_at: Moment | UnsetType = UNSET
-    opens_at: Moment | UnsetType | None = UNSET
-    closes_at: Moment | UnsetType | None = UNSET
-    per_buyer_max: Annotated[int, Meta(ge=1, le=100_000)] | UnsetType | None = UNSET
-    hold_s: Seconds | UnsetType = UNSET
-    pay_s: Seconds | UnsetType = UNSET
-    release_jitter_s: (
-        Annotated[
-            int,
-            Meta(ge=0, le=3600, description="A seat of a lapsed hold is free again up to so many seconds later."),
-        ]
-        | UnsetType
-    ) = UNSET
-    offer_s: Seconds | UnsetType = UNSET
-
-    def __post_init__(self) -> None:
-        """Refuse moments that do not fit to each other or to a calendar."""
-        offers.check_moments(self)
 
 
 class NewSchedule(ScheduleTerms, frozen=True, kw_only=True):
@@ -382,7 +352,7 @@ def _read_new(query: ScheduleQuery, body: NewSchedule | Table) -> tuple[dict[str
         policy = body.refund_policy or ()
         listed = seat_tables.read_json(body.seats)
         offer = offers.offer_of(listed, areas=body.areas, tiers=body.tiers, blocks=body.blocks)
-    terms = _terms(given, policy)
+    terms = terms_of(given, policy)
     return terms, offer, ids.fingerprint(*map(bodies.text_of, (given.start_at, terms, offer)))
 
 
@@ -448,7 +418,7 @@ async def edit_schedule(request: Request, schedule_id: str, body: EditedSchedule
         schedule_id=schedule_id,
         version=version,
         start_at=body.start_at or None,
-        changes=_terms(body, body.refund_policy),
+        changes=terms_of(body, body.refund_policy),
         tiers=offers.edited_tiers(body.tiers, offering),
         blocks=offers.edited_blocks(body.blocks, offering),
     )
@@ -552,15 +522,3 @@ def _area(area: Area, *, available: int) -> AreaDocument:
 
 def _seat(seat: SeatRow) -> OperatorsSeatDocument:
     return OperatorsSeatDocument(seat_no=seat.seat_no, **msgspec.structs.asdict(seat))
-
-
-def _terms(given: ScheduleTerms, refund_policy: Sequence[RefundRule] | UnsetType) -> dict[str, Any]:
-    """The terms of the sale that were given, as the engine names them."""
-    changes = changes_of(given)
-    terms = {name: changes[name] for name in SALE_TERMS if name in changes}
-    if "hold_s" in terms:
-        # By extensions a hold lives at most three times as long, and at least as long as by default.
-        terms["hold_max_s"] = max(3 * terms["hold_s"], Terms().hold_max_s)
-    if refund_policy is not UNSET:
-        terms["refund_policy"] = tuple(msgspec.to_builtins(refund_policy))
-    return terms

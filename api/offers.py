@@ -13,7 +13,8 @@ from msgspec import UNSET, Meta, UnsetType
 from api.bodies import misfit_of
 from api.operations import Body
 from api.problems import Misfit, invalid
-from api.seat_tables import MISFITS_MAX, Category, Listed, Part, Price, refuse
+from api.seat_tables import Category, Listed, Part, Price
+from api.tables import MISFITS_MAX, refuse
 from engine.catalogue import PLACES_ROW, SEATS_MAX, VALUE_MAX, Area, Block, Offering, Seat, Tier
 
 AREAS_MAX = 100

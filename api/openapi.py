@@ -43,7 +43,13 @@ SECURITY = {
 def document_of(operations: Sequence[Operation], *, version: str) -> dict[str, Any]:
     """Describe these operations."""
     bodies = [operation.body for operation in operations if operation.body]
-    answered = [kind for operation in operations for kind in operation.answers.values() if _is_document(kind)]
+    answered = [
+        kind
+        for operation in operations
+        for answers in operation.answers.values()
+        for kind in _alternatives(answers)
+        if _is_document(kind)
+    ]
     schemas, components = msgspec.json.schema_components([*bodies, *answered], ref_template=REF)
     schema_of = dict(zip(map(id, [*bodies, *answered]), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -87,6 +93,11 @@ def refusals_of(operation: Operation) -> list[type[Reply]]:
     if operation.media_types:
         kinds.append(problems.MediaType)
     return list(dict.fromkeys(kinds))
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types of what is answered with one status: a tuple where it depends on what was sent."""
+    return kind if isinstance(kind, tuple) else (kind,)
 
 
 def _is_document(kind: Any) -> bool:
@@ -173,14 +184,16 @@ def _responses(operation: Operation, schema_of: dict[int, Any]) -> dict[str, Any
     return responses
 
 
-def _answered(operation: Operation, kind: Any, schema_of: dict[int, Any]) -> dict[str, Any]:
-    response: dict[str, Any] = {"description": _says(kind)}
+def _answered(operation: Operation, answers: Any, schema_of: dict[int, Any]) -> dict[str, Any]:
+    kinds = _alternatives(answers)
+    response: dict[str, Any] = {"description": _says(kinds[0])}
     sent = [*operation.sends]
-    if _is_document(kind):
-        response["content"] = {JSON: {"schema": schema_of[id(kind)]}}
-        sent += ["ETag"] if "version" in getattr(kind, "__struct_fields__", ()) else []
-    elif kind is not None:
-        response["content"] = {kind: {"schema": {"type": "string"}}}
+    if _is_document(kinds[0]):
+        schemas = [schema_of[id(kind)] for kind in kinds]
+        response["content"] = {JSON: {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}
+        sent += ["ETag"] if "version" in getattr(kinds[0], "__struct_fields__", ()) else []
+    elif kinds[0] is not None:
+        response["content"] = {kinds[0]: {"schema": {"type": "string"}}}
     sent += ["Idempotent-Replayed"] if operation.keyed else []
     if sent:
         response["headers"] = _headers(sent)

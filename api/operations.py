@@ -138,7 +138,8 @@ class Operation:
     path: str
     handler: Handler
     answers: Mapping[int, Any]
-    """What it answers, by status: the type of a document, a media type as text, None for no content."""
+    """What it answers, by status: the type of a document, a media type as text, None for no content; a tuple of types
+    where the document depends on what was sent."""
     caller: Caller
     refusals: tuple[type[Reply], ...]
     """What it may refuse, beyond what follows from the rest of this declaration."""

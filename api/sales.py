@@ -1,24 +1,33 @@
 """Sales: what is on sale, and the operators' hand on its waiting room and on its copy in Redis."""
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args
 
+import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from api import bodies
 from api.answers import Answer, Document, answer
 from api.callers import operator
 from api.clock import Time, in_ms, rfc3339
+from api.offers import Moment, check_moments
 from api.operations import Body, Empty, Header, Request, Routes, changes_of
 from api.problems import BUSY, Refused
-from engine import accounts, offers, rebuild
-from engine.refusals import Busy, NotFound, SaleClosed
-from engine.sales import PEOPLE_MAX, SECONDS_MAX, RoomState, Sale, StaleVersion
+from engine import accounts, ids, offers, rebuild, sales
+from engine.refusals import Busy, IdempotencyKeyReused, NotFound, SaleClosed
+from engine.sales import PEOPLE_MAX, SECONDS_MAX, RoomState, Sale, StaleVersion, Terms
 from engine.stores.replies import SaleRebuilding
 
 routes = Routes("Sales")
 
 Count = Annotated[int, Meta(ge=1, le=PEOPLE_MAX)]
 Seconds = Annotated[int, Meta(ge=1, le=SECONDS_MAX)]
+HoldSeconds = Annotated[int, Meta(ge=10, le=SECONDS_MAX)]
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 REBUILT_WITHIN_S = 30.0
+
+# Terms that a request says under the same name.
+SALE_TERMS = ("opens_at", "closes_at", "per_buyer_max", "hold_s", "pay_s", "release_jitter_s", "offer_s")
 
 
 class SaleDocument(Document, frozen=True):
@@ -31,6 +40,51 @@ class SaleDocument(Document, frozen=True):
     closes_at: Time | None
     state: Literal["upcoming", "open", "closed", "rebuilding"]
     server_time: Time
+
+
+class RefundRule(Body, frozen=True):
+    """Until so many hours before the start, so much of the price is paid back."""
+
+    hours_before: Annotated[int, Meta(ge=0, le=100_000)]
+    percent: Annotated[int, Meta(ge=0, le=100)]
+
+
+RefundPolicy = Annotated[tuple[RefundRule, ...], Meta(max_length=20)]
+
+
+class SaleTerms(Body, frozen=True):
+    """The terms of a sale; what is left out stays, or has its default."""
+
+    opens_at: Moment | UnsetType | None = UNSET
+    closes_at: Moment | UnsetType | None = UNSET
+    per_buyer_max: Annotated[int, Meta(ge=1, le=100_000)] | UnsetType | None = UNSET
+    hold_s: HoldSeconds | UnsetType = UNSET
+    pay_s: HoldSeconds | UnsetType = UNSET
+    release_jitter_s: (
+        Annotated[
+            int,
+            Meta(ge=0, le=3600, description="What a lapsed hold had is free again up to so many seconds later."),
+        ]
+        | UnsetType
+    ) = UNSET
+    offer_s: HoldSeconds | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        """Refuse moments that do not fit to each other or to a calendar."""
+        check_moments(self)
+
+
+class NewSale(SaleTerms, frozen=True, kw_only=True):
+    """A drop: goods that are sold from `opens_at` on, with a line of their own and a limit for each buyer."""
+
+    name: Name
+    refund_policy: RefundPolicy | UnsetType = UNSET
+
+
+class SaleMade(Document, frozen=True):
+    """The sale."""
+
+    sale_id: str
 
 
 class EditedRoom(Body, frozen=True):
@@ -82,6 +136,46 @@ def _state(sale: Sale, now_ms: int) -> Literal["upcoming", "open", "closed", "re
     if sale.opens_at and now_ms < in_ms(sale.opens_at):
         return "upcoming"
     return "open" if sale.store_state == "open" else "rebuilding"
+
+
+@routes.add(
+    "POST",
+    "/v1/admin/sales",
+    {201: SaleMade},
+    caller=operator(accounts.CATALOGUE),
+    keyed=True,
+    refusals=(IdempotencyKeyReused,),
+    deadline_s=REBUILT_WITHIN_S + 5,
+)
+async def create_sale(request: Request, body: NewSale) -> Answer:
+    """Make a drop: a sale of goods. It sells the products that name it, and its waiting room is off at first."""
+    house = request.house
+    terms = terms_of(body, body.refund_policy)
+    made = await sales.create_drop(
+        house.postgres,
+        sale_id=request.new_id(),
+        terms=Terms(name=body.name, **terms),
+        fingerprint=ids.fingerprint(body.name, bodies.text_of(terms)),
+    )
+    if isinstance(made, IdempotencyKeyReused):
+        raise Refused(made)
+    sale, repeated = made
+    if not await rebuild.ensure_open(house.stores, sale.sale_id):
+        raise Refused(BUSY)
+    await house.book.read(sale.sale_id)
+    return answer(SaleMade(sale_id=sale.sale_id), 201, repeated=repeated)
+
+
+def terms_of(given: SaleTerms, refund_policy: Sequence[RefundRule] | UnsetType) -> dict[str, Any]:
+    """The terms that were given, as the engine names them."""
+    changes = changes_of(given)
+    terms = {name: changes[name] for name in SALE_TERMS if name in changes}
+    if "hold_s" in terms:
+        # By extensions a hold lives at most three times as long, and at least as long as by default.
+        terms["hold_max_s"] = max(3 * terms["hold_s"], Terms().hold_max_s)
+    if refund_policy is not UNSET:
+        terms["refund_policy"] = tuple(msgspec.to_builtins(refund_policy))
+    return terms
 
 
 @routes.add(

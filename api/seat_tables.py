@@ -4,24 +4,17 @@ Both are checked by the same declaration. Nothing is made unless every seat is r
 wrong with each, up to a bound, rather than the first.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta
 
-from api.bodies import misfit_of
+from api import tables
 from api.operations import Body, Table
-from api.problems import InvalidRequest, Misfit, Refused
+from api.problems import Misfit
+from api.tables import misfit_in, refuse
 from engine.catalogue import PRICE_MAX, SEATS_MAX, Seat
-
-MISFITS_MAX = 100
-
-COLUMNS = ("section", "row", "number", "category", "price", "accessible", "blocked")
-REQUIRED = COLUMNS[:5]
 
 # What separates the parts of a seat number, of records and of lists elsewhere may stand in no part.
 Part = Annotated[
@@ -65,9 +58,6 @@ class NewSeat(Body, frozen=True):
         )
 
 
-CELLS = {field.name: field.type for field in msgspec.structs.fields(NewSeat)}
-
-
 @dataclass(frozen=True)
 class Listed:
     """Seats in the order they were listed, and the line of each where they came as a table."""
@@ -83,7 +73,7 @@ class Listed:
         """Something wrong with a seat."""
         if self.lines is None:
             return Misfit(f"seats[{index}]", message)
-        return _misfit(self.lines[index], "number", message)
+        return misfit_in(self.lines[index], "number", message)
 
 
 def read_json(new: Sequence[NewSeat]) -> Listed:
@@ -95,63 +85,10 @@ def read_json(new: Sequence[NewSeat]) -> Listed:
 
 def read_csv(table: Table) -> Listed:
     """The seats of a table; raises Refused with the line and the column of each thing wrong with it."""
-    try:
-        text = table.decode("utf-8-sig")
-    except UnicodeDecodeError as fault:
-        line = table.count(b"\n", 0, fault.start) + 1
-        raise Refused(InvalidRequest(errors=[_misfit(line, "", "Expected UTF-8")])) from fault
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    seats: list[Seat] = []
-    lines: list[int] = []
-    wrong: list[Misfit] = []
-    try:
-        columns = [name.strip() for name in next(rows, [])]
-        refuse(_misnamed(columns))
-        for row in rows:
-            if not row:
-                continue
-            if len(row) != len(columns):
-                wrong.append(_misfit(rows.line_num, "", f"Expected {len(columns)} columns, got {len(row)}"))
-            else:
-                # An empty cell of an optional column says nothing.
-                cells = {name: cell.strip() for name, cell in zip(columns, row, strict=True)}
-                given = {name: cell for name, cell in cells.items() if cell or name in REQUIRED}
-                try:
-                    seats.append(msgspec.convert(given, NewSeat, strict=False).seat())
-                    lines.append(rows.line_num)
-                except msgspec.ValidationError as fault:
-                    wrong += _misfits_in(given, rows.line_num) or [_misfit(rows.line_num, *misfit_of(str(fault)))]
-            if len(wrong) >= MISFITS_MAX or len(seats) > SEATS_MAX:
-                break
-    except csv.Error as fault:
-        wrong.append(_misfit(rows.line_num, "", f"No CSV: {fault}"))
-    listed = Listed(seats, lines)
-    refuse([*wrong, *_repeated(listed)])
+    rows = tables.read(table, NewSeat, most=SEATS_MAX)
+    listed = Listed([row.seat() for row in rows.read], rows.lines)
+    refuse([*rows.wrong, *_repeated(listed)])
     return listed
-
-
-def refuse(wrong: Sequence[Misfit]) -> None:
-    """Raise Refused with these, if there are any."""
-    if wrong:
-        raise Refused(InvalidRequest(errors=list(wrong[:MISFITS_MAX])))
-
-
-def _misfits_in(cells: dict[str, str], line: int) -> list[Misfit]:
-    """Everything wrong with the cells of a line, each by itself: msgspec stops at the first."""
-    wrong = []
-    for name, cell in cells.items():
-        try:
-            msgspec.convert(cell, CELLS[name], strict=False)
-        except msgspec.ValidationError as fault:
-            wrong.append(_misfit(line, name, misfit_of(str(fault))[1]))
-    return wrong
-
-
-def _misnamed(columns: Sequence[str]) -> list[Misfit]:
-    wrong = [_misfit(1, name, "No column has this name") for name in columns if name not in COLUMNS]
-    wrong += [_misfit(1, name, "This column is missing") for name in REQUIRED if name not in columns]
-    wrong += [_misfit(1, name, "This column is there twice") for name in COLUMNS if columns.count(name) > 1]
-    return wrong
 
 
 def _repeated(listed: Listed) -> Iterator[Misfit]:
@@ -161,7 +98,3 @@ def _repeated(listed: Listed) -> Iterator[Misfit]:
         before = first.setdefault(seat.seat_no, index)
         if before != index:
             yield listed.misfit(index, f"{seat.seat_no} is listed twice, first as {listed.where(before)}")
-
-
-def _misfit(line: int, column: str, message: str) -> Misfit:
-    return Misfit(f"line {line}, {column}" if column else f"line {line}", message, line=line, column=column)

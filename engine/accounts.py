@@ -256,7 +256,7 @@ async def find(postgres: asyncpg.Pool, user_id: str) -> User | None:
     return User(**row) if row else None
 
 
-async def wipe(postgres: asyncpg.Pool, user_id: str) -> User | None:
+async def wipe(postgres: asyncpg.Pool | Connection, user_id: str) -> User | None:
     """Forget name, e-mail and password; what was bought stays. Harmless to repeat."""
     row = await SQL.wipe_user.fetchrow(postgres, user_id)
     return User(**row) if row else None

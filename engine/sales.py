@@ -12,6 +12,7 @@ import asyncpg
 import msgspec
 
 from engine.ids import SALE_PREFIX
+from engine.refusals import IdempotencyKeyReused
 from engine.stores import queries
 from engine.stores.coalesce import Coalescer
 from engine.stores.connections import Stores
@@ -234,6 +235,17 @@ async def create(
     added = await SQL.add_sale.execute(connection, sale_id, kind, fingerprint, *_columns(terms))
     await SQL.add_watermarks.execute(connection, sale_id)
     return added == 1
+
+
+async def create_drop(
+    postgres: asyncpg.Pool, *, sale_id: str, terms: Terms, fingerprint: str
+) -> tuple[Sale, bool] | IdempotencyKeyReused:
+    """Make a sale of goods; answers it as it now stands, and whether an earlier request made it."""
+    async with postgres.acquire() as connection, connection.transaction():
+        added = await create(connection, sale_id=sale_id, kind="stock", terms=terms, fingerprint=fingerprint)
+        [row] = await SQL.find_sales.fetch(connection, [sale_id])
+    sale = from_row(row)
+    return (sale, not added) if sale.fingerprint == fingerprint else IdempotencyKeyReused()
 
 
 async def edit(

@@ -264,6 +264,73 @@ CREATE TABLE seat_blocks (
 -- One at a time: the next begins when this one is done.
 CREATE UNIQUE INDEX seat_blocks_unfinished ON seat_blocks (sale_id) WHERE done_at IS NULL;
 
+-- Goods --------------------------------------------------------------------------------------------------------------
+
+CREATE TABLE products (
+  product_id uuid PRIMARY KEY,
+  -- The sale that sells it: the standing one, or a drop.
+  sale_id uuid NOT NULL REFERENCES sales,
+  name text NOT NULL,
+  category text NOT NULL,
+  description text,
+  price bigint NOT NULL CHECK (price BETWEEN 0 AND 1000000000000),
+  -- DRAFT and HIDDEN are the operators' alone; STOPPED is shown and not sold.
+  status text NOT NULL CHECK (status IN ('DRAFT', 'ON_SALE', 'STOPPED', 'HIDDEN')),
+  -- Of the whole request: a table makes many products under one key.
+  fingerprint text NOT NULL,
+  version bigint NOT NULL DEFAULT 1,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  -- What a variant refers to, so that it is sold where its product is.
+  CONSTRAINT products_sale UNIQUE (product_id, sale_id)
+);
+CREATE INDEX products_newest ON products (created_at DESC, product_id DESC);
+CREATE INDEX products_category ON products (category, created_at DESC, product_id DESC);
+
+-- What is bought: a product in one of its sizes, or in the only one that there is.
+CREATE TABLE product_variants (
+  variant_id uuid PRIMARY KEY,
+  product_id uuid NOT NULL,
+  sale_id uuid NOT NULL,
+  size text,
+  -- What is left, kept by the worker in the transaction that confirms.
+  quantity bigint NOT NULL,
+  -- All that there ever was: the first stock and every restock.
+  initial_quantity bigint NOT NULL,
+  -- Its place in the operator's list.
+  listed_no integer NOT NULL CHECK (listed_no >= 1),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT product_variants_quantity CHECK (quantity BETWEEN 0 AND initial_quantity),
+  CONSTRAINT product_variants_size UNIQUE NULLS NOT DISTINCT (product_id, size),
+  CONSTRAINT product_variants_no UNIQUE (product_id, listed_no),
+  FOREIGN KEY (product_id, sale_id) REFERENCES products (product_id, sale_id)
+);
+CREATE INDEX product_variants_sale ON product_variants (sale_id, variant_id);
+
+-- Units that came later, and who said so.
+CREATE TABLE restocks (
+  restock_id uuid PRIMARY KEY,
+  variant_id uuid NOT NULL REFERENCES product_variants,
+  quantity bigint NOT NULL CHECK (quantity > 0),
+  fingerprint text NOT NULL,
+  -- The operator's key.
+  api_key_id uuid NOT NULL REFERENCES api_keys,
+  created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- What somebody means to buy. It holds nothing and freezes no price.
+CREATE TABLE cart_items (
+  user_id uuid NOT NULL REFERENCES users,
+  -- No reference: variants are never deleted, and to lock the row of a wanted one for each who wants it would hold up
+  -- the worker that counts it down.
+  variant_id uuid NOT NULL,
+  quantity integer NOT NULL CHECK (quantity BETWEEN 1 AND 1000),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (user_id, variant_id)
+);
+
 -- What people took ---------------------------------------------------------------------------------------------------
 
 CREATE TABLE reservations (

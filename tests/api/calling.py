@@ -81,6 +81,10 @@ class Person:
         sent = self.headers | {"Idempotency-Key": key or ids.random_id()} | (headers or {})
         return await self.http.post(path, headers=sent, json={} if body is None else body)
 
+    async def put(self, path: str, body: object) -> httpx.Response:
+        """Put."""
+        return await self.http.put(path, headers=self.headers, json=body)
+
     async def patch(self, path: str, body: object, *, version: int | None = None) -> httpx.Response:
         """Edit what had this version."""
         sent = self.headers | ({} if version is None else {"If-Match": f'"{version}"'})
@@ -181,6 +185,20 @@ async def put_on(operator: Person, **terms: object) -> Show:
     made = await operator.post(f"/v1/admin/concerts/{concert['concert_id']}/schedules", body)
     assert made.status_code == 201, made.text
     return Show(operator, made.json())
+
+
+async def stock_up(operator: Person, **product: object) -> dict[str, Any]:
+    """Put a product on sale, five of size M and none of L unless it says otherwise; returns its ids."""
+    body: dict[str, object] = {
+        "name": "Tee",
+        "category": "Shirts",
+        "price": 500,
+        "variants": [{"size": "M", "stock": 5}, {"size": "L", "stock": 0}],
+    }
+    made = await operator.post("/v1/admin/products", body | product)
+    assert made.status_code == 201, made.text
+    document: dict[str, Any] = made.json()
+    return document
 
 
 class Worker:

@@ -71,6 +71,15 @@ async def test_a_change_is_told_to_who_listens(people: list[Person], show: Show,
         assert back.told["map_version"] > told.told["map_version"]
 
 
+async def test_a_drop_without_seats_tells_of_its_line(operator: Person, port: int) -> None:
+    sale_id = (await operator.post("/v1/admin/sales", {"name": "Drop"})).json()["sale_id"]
+    await operator.patch(f"/v1/admin/sales/{sale_id}/queue", {"state": "open"})
+    async with listening(port, sale_id) as ear:
+        assert (await ear.next()).name == "reset"
+        told = await ear.next("queue")
+        assert (told.told["state"], told.told["waiting"]) == ("open", 0)
+
+
 async def test_nothing_personal_is_told(people: list[Person], show: Show, port: int) -> None:
     await show.set_room(state="open")
     async with listening(port, show.sale_id) as ear:

@@ -15,7 +15,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from tests.api.calling import ADMIN_KEY, Contract, Person, Show, Worker
+from tests.api.calling import ADMIN_KEY, Contract, Person, Show, Worker, stock_up
 from tests.api.test_payments import BALANCE, hold
 
 REQUESTS = 40
@@ -125,14 +125,19 @@ def _places(value: Any, at: tuple[Any, ...] = ()) -> Any:
 
 
 @pytest.fixture
-async def known(people: list[Person], show: Show, worker: Worker) -> dict[str, list[str]]:
+async def known(people: list[Person], operator: Person, show: Show, worker: Worker) -> dict[str, list[str]]:
     """Ids of everything there is, by their names in paths: held, bought, paid."""
     held = await hold(people[0], show, "A-1-1")
     bought = await hold(people[0], show, "A-1-2")
     async with worker.draining():
         paid = (await people[0].post(f"{bought}/payments", BALANCE)).json()
     concert_id = (await people[0].get(f"/v1/schedules/{show.schedule_id}")).json()["concert_id"]
+    product = await stock_up(operator)
+    variant_id = product["variants"][0]["variant_id"]
+    await people[0].put(f"/v1/cart/items/{variant_id}", {"quantity": 2})
     return {
+        "product_id": [product["product_id"]],
+        "variant_id": [variant_id],
         "reservation_id": [path.rpartition("/")[2] for path in (held, bought)],
         "payment_id": [paid["payment_id"]],
         "user_id": [people[1].user_id],

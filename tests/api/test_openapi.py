@@ -91,6 +91,14 @@ def test_what_is_versioned_has_an_etag(document: dict[str, Any]) -> None:
     }
 
 
+def test_what_is_answered_may_depend_on_what_was_sent(document: dict[str, Any]) -> None:
+    made = document["paths"]["/v1/admin/products"]["post"]
+    assert made["requestBody"]["content"].keys() == {"application/json", "text/csv"}
+    assert made["responses"]["201"]["content"]["application/json"]["schema"] == {
+        "anyOf": [{"$ref": "#/components/schemas/ProductMade"}, {"$ref": "#/components/schemas/ProductsMade"}]
+    }
+
+
 def test_a_problem_says_its_fields(document: dict[str, Any]) -> None:
     taken = document["components"]["schemas"]["problem_seat_taken"]
     assert taken["properties"]["type"] == {"const": "/problems/seat_taken"}

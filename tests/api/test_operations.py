@@ -92,6 +92,10 @@ async def test_browsers_of_the_shop_may_call(http: httpx.AsyncClient) -> None:
     asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
     allowed = await http.options(CHARGES, headers=asked | {"Access-Control-Request-Headers": "Idempotency-Key"})
     assert allowed.headers["access-control-allow-origin"] == "https://shop.example"
+    asked["Access-Control-Request-Method"] = "PUT"
+    filled = await http.options(f"/v1/cart/items/{'0' * 32}", headers=asked)
+    assert filled.status_code == 204
+    assert "PUT" in filled.headers["access-control-allow-methods"]
     answered = await http.get("/health/live", headers={"Origin": "https://shop.example"})
     assert answered.headers["access-control-allow-origin"] == "https://shop.example"
     assert "Idempotent-Replayed" in answered.headers["access-control-expose-headers"]

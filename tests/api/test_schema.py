@@ -11,7 +11,7 @@ from pathlib import Path
 
 from api.app import operations
 from engine.settings import Settings
-from tests.api.calling import ADMIN_KEY, Person
+from tests.api.calling import ADMIN_KEY, Person, stock_up
 from tests.api.test_server import running
 
 REQUESTS = "8"
@@ -46,6 +46,8 @@ checks.ignored_auth.enabled = false
 "path.sale_id" = "{sale_id}"
 "path.reservation_id" = "{reservation_id}"
 "path.user_id" = "{user_id}"
+"path.product_id" = "{product_id}"
+"path.variant_id" = "{variant_id}"
 """
 
 
@@ -78,7 +80,12 @@ async def furnish(operator: Person) -> dict[str, str]:
     schedule = (await operator.post(f"/v1/admin/concerts/{concert_id}/schedules", terms)).json()
     user = Person(operator.http, people[0]["user_id"], people[0]["access_token"])
     held = await user.post(f"/v1/schedules/{schedule['schedule_id']}/reservations", {"seats": ["A-1-1"]})
+    product = await stock_up(operator)
+    variant_id = product["variants"][0]["variant_id"]
+    await user.put(f"/v1/cart/items/{variant_id}", {"quantity": 1})
     return {
+        "product_id": product["product_id"],
+        "variant_id": variant_id,
         "user": people[0]["access_token"],
         "user_id": people[1]["user_id"],
         "concert_id": concert_id,

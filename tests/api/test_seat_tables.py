@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from api.operations import Table
 from api.problems import InvalidRequest, Misfit, Refused
-from api.seat_tables import COLUMNS, MISFITS_MAX, NewSeat, read_csv, read_json
+from api.seat_tables import NewSeat, read_csv, read_json
+from api.tables import MISFITS_MAX
+
+COLUMNS = NewSeat.__struct_fields__
 
 names = st.text(st.sampled_from("AbÜ 9.席"), min_size=1, max_size=5).filter(lambda name: name == name.strip())
 seats = st.fixed_dictionaries(

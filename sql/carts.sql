@@ -1,0 +1,45 @@
+-- Carts: what people mean to buy. A cart holds nothing, and what stands in it costs what it costs today.
+
+-- name: list_items
+-- A user's cart in the order it was filled; what is not on sale any more stays, with nothing available.
+SELECT variant_id, product_id, products.sale_id, name, size, items.quantity, price AS unit_price,
+  CASE status WHEN 'ON_SALE' THEN variants.quantity ELSE 0 END AS available
+FROM cart_items AS items
+JOIN product_variants AS variants USING (variant_id)
+JOIN products USING (product_id)
+WHERE items.user_id = $1
+ORDER BY items.created_at, variant_id;
+
+-- name: find_price
+-- What a variant costs today. No row: there is none of a product that the public sees.
+SELECT price
+FROM product_variants
+JOIN products USING (product_id)
+WHERE variant_id = $1
+  AND status IN ('ON_SALE', 'STOPPED');
+
+-- name: lock_user
+-- Whoever's cart this is, unless they were wiped: their cart changes one request after the other.
+SELECT user_id
+FROM users
+WHERE user_id = $1
+  AND wiped_at IS NULL
+FOR NO KEY UPDATE;
+
+-- name: put_item
+-- So many of a variant from now on; a line that is there keeps its place.
+INSERT INTO cart_items (user_id, variant_id, quantity)
+VALUES ($1, $2, $3)
+ON CONFLICT (user_id, variant_id)
+DO UPDATE SET quantity = excluded.quantity, updated_at = now();
+
+-- name: remove_item
+-- Nothing of a variant any more.
+DELETE FROM cart_items
+WHERE user_id = $1
+  AND variant_id = $2;
+
+-- name: empty
+-- Nothing at all any more.
+DELETE FROM cart_items
+WHERE user_id = $1;

@@ -1,0 +1,91 @@
+"""A sale of goods has no schedule and no seats: a worker serves it like any other, before anything of it is sold."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from engine import ids, offers, products, sales, waiting_room
+from engine.audit import audit
+from engine.products import NewProduct, NewVariant
+from engine.sales import Sale, SaleBook, Terms
+from engine.stores.connections import Stores
+from tests.engine.test_rebuild import lose
+from tests.workers.working import shift, until
+
+DROP = ids.derive("a drop")
+
+
+async def furnish(stores: Stores) -> None:
+    """A product in the standing sale and one in a drop, neither of them in the store yet."""
+    await sales.create_drop(stores.postgres, sale_id=DROP, terms=Terms(name="Drop", per_buyer_max=2), fingerprint="f")
+    tee = NewProduct(name="Tee", category="Shirts", price=500, variants=(NewVariant(stock=5),))
+    for sale_id in (None, DROP):
+        made = await products.create(
+            stores.postgres, key_id=sale_id or "shop", sale_id=sale_id, listed=[tee], fingerprint="f"
+        )
+        assert isinstance(made, tuple)
+
+
+async def is_open(stores: Stores, epoch: int) -> bool:
+    rows = await stores.postgres.fetch("SELECT store_state, epoch FROM sales")
+    return [tuple(row) for row in rows] == [("open", epoch)] * 2
+
+
+async def drop(stores: Stores) -> Sale:
+    sale = await SaleBook(stores.postgres).read(DROP)
+    assert sale is not None
+    return sale
+
+
+async def join(stores: Stores, name: str) -> int:
+    joined = await waiting_room.join(stores.gate, await drop(stores), owner=ids.derive("person", name))
+    assert isinstance(joined, waiting_room.Joined), joined
+    return joined.queue_no
+
+
+async def kept(stores: Stores) -> dict[int, str]:
+    """The line of the drop as Postgres knows it."""
+    rows = await stores.postgres.fetch("SELECT queue_no, status FROM queue_tokens WHERE sale_id = $1", DROP)
+    return {row["queue_no"]: row["status"] for row in rows}
+
+
+async def test_a_worker_serves_sales_of_goods(stores_any: Stores, caplog: pytest.LogCaptureFixture) -> None:
+    stores = stores_any
+    await furnish(stores)
+    async with shift(stores):
+        await until(lambda: is_open(stores, 1))
+        room: dict[str, Any] = {"room": "open", "active_max": 1}
+        await offers.configure(stores, SaleBook(stores.postgres), sale_id=DROP, changes=room)
+        ann, bob = await join(stores, "ann"), await join(stores, "bob")
+
+        async def the_first_is_in() -> bool:
+            return await kept(stores) == {ann: "ACTIVE", bob: "WAITING"}
+
+        await until(the_first_is_in)
+        assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+        await lose(stores)
+        await until(lambda: is_open(stores, 2))
+        assert await join(stores, "cid") > bob
+
+        async def everybody_is_known() -> bool:
+            return len(await kept(stores)) == 3
+
+        await until(everybody_is_known)
+    report = await audit(stores.redis, stores.postgres, settle_s=5)
+    assert (report.verdict, report.sales, report.to_rebuild) == ("true", 2, [])
+
+
+async def test_terms_of_a_drop_that_only_its_row_has_reach_the_store(stores: Stores) -> None:
+    await furnish(stores)
+    async with shift(stores):
+        await until(lambda: is_open(stores, 1))
+
+        async def terms_are_sent() -> bool:
+            version = await stores.redis.execute_command("HGET", (await drop(stores)).keys.sale, "version")
+            return int(version or 0) == 2
+
+        async with stores.postgres.acquire() as connection, connection.transaction():
+            await sales.edit(connection, sale_id=DROP, changes={"per_buyer_max": 3})
+        await until(terms_are_sent)
+    assert (await audit(stores.redis, stores.postgres, settle_s=5)).verdict == "true"
