@@ -152,8 +152,11 @@ local function is_up_for_taking(hold_id, hold)
   return has_lapsed(hold) and tonumber(free_at_ms(hold_id, hold)) <= now_ms and sale.waiting_list ~= "1"
 end
 
--- Put every seat of a hold into one state.
+-- Put every seat of a hold into one state; nothing stands on a unit of stock.
 local function set_seats(hold_id, hold, state)
+  if sale.kind == "stock" then
+    return
+  end
   local value = state .. " " .. hold_id .. " " .. hold.fence
   local changes = {}
   for seat_no in string.gmatch(hold.seats, "[^,]+") do
