@@ -228,9 +228,11 @@ async def test_large_quantities_and_amounts_stay_whole(redis_any: RedisClient) -
     await stall.check()
 
     await stall.redis.hset(stall.sale.keys.prices, "grain", 10**12)
-    assert await stall.hold(grain=1_000, by="bob") == stock.SoldOut(("grain 1000 7",))
-    refused = await stall.hold(grain=1_001, by="bob")
-    assert refused == stock.AmountTooLarge(10**15)
+    assert (await stall.held(grain=1_000, by="bob")).held.amount == 10**15
+    assert await stall.hold(grain=1_001, by="bob") == stock.AmountTooLarge(10**15)
+    most = [stock.Units("grain", 10**9)] * 100
+    assert await stall.hold(more={"units": most}) == stock.AmountTooLarge(10**15)
+    await stall.check()
 
 
 async def test_a_sale_that_has_not_begun_or_is_over_holds_nothing(stall: Stall) -> None:
