@@ -156,9 +156,10 @@ NotHeld = (
     | Busy
     | Unavailable
 )
+HeldAnswer = Held | LookOn | NotHeld
 ReleasedAnswer = Released | UnitUnknown | HoldEnded | PaymentRunning | IdempotencyKeyReused | NotFound | Unavailable
 
-HOLD = Script("stock/hold", SaleKeys, Held | LookOn | NotHeld)
+HOLD = Script("stock/hold", SaleKeys, HeldAnswer)
 RELEASE = Script("stock/release", SaleKeys, ReleasedAnswer)
 CONFIRM = Script("stock/confirm", SaleKeys, Confirmed | PaymentMismatch | HoldUnknown | Unavailable)
 ABANDON = Script("stock/abandon", SaleKeys, Abandoned | HoldSold | HoldUnknown | Unavailable)
