@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from redis.exceptions import RedisError
 
 from api.clock import Time, rfc3339
-from engine import accounts, cancellations, payments, resolutions, seats, tickets, waiting_room
+from engine import accounts, cancellations, payments, resolutions, seats, stock, tickets, waiting_room
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SaleClosed, SlowDown
 from engine.sales import StaleVersion
 from engine.stores.coalesce import Overdue
@@ -178,14 +178,32 @@ def _offers(refusal: seats.OfferUnknown) -> UnknownOffers:
     return UnknownOffers(tuple([UnknownOffer(kind, name) for kind, name in refusal.offers]))
 
 
-class Shortages(msgspec.Struct, frozen=True):
-    """Of each area, tier, or of seats as a whole: how much was asked for, and how much is left."""
+class Shortage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Of a variant, or of an area, a tier or seats as a whole: how much was asked for, and how much is left."""
 
-    lines: tuple[seats.Shortage, ...]
+    requested: int
+    available: int
+    variant_id: str | UnsetType = UNSET
+    kind: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+
+
+class Shortages(msgspec.Struct, frozen=True):
+    """Everything that falls short."""
+
+    lines: tuple[Shortage, ...]
 
 
 def _shortages(refusal: seats.SoldOut) -> Shortages:
-    return Shortages(refusal.lines)
+    return Shortages(
+        tuple([Shortage(each.requested, each.available, kind=each.kind, name=each.name) for each in refusal.lines])
+    )
+
+
+def _unit_shortages(refusal: stock.SoldOut) -> Shortages:
+    return Shortages(
+        tuple([Shortage(each.requested, each.available, variant_id=each.variant_id) for each in refusal.lines])
+    )
 
 
 class Decline(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -226,12 +244,15 @@ PROBLEMS: dict[type[Reply], Problem] = {
     NotFound: Problem(404),
     seats.SeatUnknown: Problem(404),
     seats.OfferUnknown: Problem(404, _offers),
+    stock.UnitUnknown: Problem(404),
     MethodNotAllowed: Problem(405),
     accounts.EmailTaken: Problem(409),
     LimitReached: Problem(409),
     waiting_room.QueueClosed: Problem(409),
     seats.SeatTaken: Problem(409, _taken),
     seats.SoldOut: Problem(409, _shortages),
+    stock.SoldOut: Problem(409, _unit_shortages),
+    stock.AmountTooLarge: Problem(409),
     seats.SaleNotOpen: Problem(409, _opening),
     SaleClosed: Problem(409),
     seats.HoldEnded: Problem(409),

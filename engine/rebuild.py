@@ -80,6 +80,22 @@ class Counted(Reply, frozen=True):
     ended_tokens: int
 
 
+class CountedStock(Reply, frozen=True):
+    """What stands in the store, of a sale of stock: units left, freed for its waiting list, running and bought."""
+
+    variants: int
+    left: int
+    freed: int
+    running: int
+    holds: int
+    held_holds: int
+    paying_holds: int
+    ended_holds: int
+    buyers: int
+    bought: int
+    ended_tokens: int
+
+
 class Opened(Reply, frozen=True):
     """The sale is open."""
 
@@ -89,8 +105,12 @@ CLEAR = Script("sales/clear", SaleKeys, Cleared | StaleEpoch)
 LOAD_SEATS = Script("sales/load_seats", SaleKeys, Loaded | SaleOpen | SaleUnknown | StaleEpoch)
 LOAD_OFFER = Script("sales/load_offer", SaleKeys, Loaded | SaleOpen | SaleUnknown | StaleEpoch)
 LOAD_HOLDS = Script("sales/load_holds", SaleKeys, Loaded | SaleOpen | SaleUnknown | StaleEpoch)
+LOAD_STOCK = Script("sales/load_stock", SaleKeys, Loaded | SaleOpen | SaleUnknown | StaleEpoch)
+LOAD_STOCK_HOLDS = Script("sales/load_stock_holds", SaleKeys, Loaded | SaleOpen | SaleUnknown | StaleEpoch)
+LOAD_BUYERS = Script("sales/load_buyers", SaleKeys, Loaded | SaleOpen | SaleUnknown | StaleEpoch)
 LOAD_TOKENS = Script("sales/load_tokens", SaleKeys, Loaded | SaleOpen | SaleUnknown | StaleEpoch)
 COUNT = Script("sales/count", SaleKeys, Counted | SaleUnknown | StaleEpoch)
+COUNT_STOCK = Script("sales/count_stock", SaleKeys, CountedStock | SaleUnknown | StaleEpoch)
 OPEN = Script("sales/open", SaleKeys, Opened | SaleUnknown | StaleEpoch)
 
 

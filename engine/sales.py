@@ -296,6 +296,7 @@ async def checkpoint(stores: Stores, sale: Sale) -> Checkpoint | SaleUnknown | S
 def stored_terms(sale: Sale) -> tuple[Argument, ...]:
     """The terms as `lua/shared/sale.lua` names them: name, value, name, value …; 0 says that there is no such bound."""
     return (
+        *("kind", sale.kind),
         *("opens_at_ms", milliseconds(sale.opens_at)),
         *("closes_at_ms", milliseconds(sale.closes_at)),
         *("per_buyer_max", sale.per_buyer_max or 0),

@@ -36,7 +36,8 @@ class SaleKeys:
     def prices(self) -> str:
         """Hash: seat_no -> price in minor units, in a sale with a floor the record that ``lua/shared/hall.lua`` names.
 
-        A seat that is not here does not exist.
+        In a sale of stock variant_id -> price of a unit, after a ``-`` where it is not on sale. What is not here does
+        not exist.
         """
         return self._key("prices")
 
@@ -70,7 +71,7 @@ class SaleKeys:
 
     @cached_property
     def buyers(self) -> str:
-        """Hash: buyer_id -> ``sold ended hold_id,hold_id…``: seats bought, holds ended lately, holds not ended."""
+        """Hash: buyer_id -> ``sold ended hold_id,hold_id…``: bought seats or units, holds ended lately, open ones."""
         return self._key("buyers")
 
     @cached_property
@@ -137,6 +138,24 @@ class SaleKeys:
     def freed(self) -> str:
         """Sorted set: seat_no of what was freed while the sale has a waiting list, scored by the millisecond."""
         return self._key("freed")
+
+    @cached_property
+    def stock(self) -> str:
+        """Hash: variant_id -> units left, which anybody may have."""
+        return self._key("stock")
+
+    @cached_property
+    def stock_freed(self) -> str:
+        """Hash: variant_id -> units that were freed while the sale has a waiting list, and not given on yet."""
+        return self._key("stock_freed")
+
+    @cached_property
+    def restored(self) -> str:
+        """Hash: hold_id -> ``n variant_id:quantity,…``: what a forgotten hold has left since its entry ``restored``.
+
+        Kept until the repeat window has passed and Postgres has that entry.
+        """
+        return self._key("restored")
 
     @cached_property
     def waiting(self) -> str:

@@ -25,6 +25,9 @@
 --   sections        hash
 --   categories      hash
 --   freed           zset
+--   stock           hash
+--   stock_freed     hash
+--   restored        hash
 --   seats           hash
 --   holds           hash
 --   deadlines       zset

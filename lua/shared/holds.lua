@@ -152,8 +152,12 @@ local function is_up_for_taking(hold_id, hold)
   return has_lapsed(hold) and tonumber(free_at_ms(hold_id, hold)) <= now_ms and sale.waiting_list ~= "1"
 end
 
--- Put every seat of a hold into one state; `seat_nos` are these seats, where somebody has them as a list.
+-- Put every seat of a hold into one state; `seat_nos` are these seats, where somebody has them as a list. Nothing stands
+-- on a unit of stock.
 local function set_seats(hold_id, hold, state, seat_nos)
+  if sale.kind == "stock" then
+    return
+  end
   local value = state .. " " .. hold_id .. " " .. hold.fence
   local changes = {}
   for at, seat_no in ipairs(seat_nos or split(hold.seats)) do

@@ -3,6 +3,7 @@
 --
 -- FIELDS
 --   epoch state                                  1, 2, … and open | rebuilding; anything but open refuses
+--   kind                                         what it sells: seats | stock
 --   now_ms                                       the latest time a change was made at: time never goes back
 --   fence map_version                            counters: holds made, changes of the map
 --   message_no                                   counts what operators told everybody

@@ -1,28 +1,16 @@
 """A sale of a few seats in Redis, written without Postgres, and what must be true of it after every script."""
 
 import asyncio
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from engine import ids, seats
 from engine.sales import Sale
-from engine.stores.scripts import FOLDER, Gate
-from tests.engine.stored_sales import HOUR_MS, StoredSale
+from engine.stores.scripts import Gate
+from tests.engine.stored_sales import HOUR_MS, HeldSale
 
 PRICE = 50_000
 
-
-def _record_fields() -> list[str]:
-    """The order of a record's fields, from the one place that says it."""
-    text = (Path(FOLDER) / "shared" / "holds.lua").read_text(encoding="utf-8")
-    found = re.search(r"local FIELDS = \{(.*?)\}", text, re.DOTALL)
-    assert found
-    return re.findall(r'"(\w+)"', found.group(1))
-
-
-RECORD_FIELDS = _record_fields()
 
 TERMS: dict[str, Any] = {
     "epoch": 1,
@@ -44,7 +32,7 @@ def buyer(name: str) -> str:
 
 
 @dataclass
-class Hall(StoredSale):
+class Hall(HeldSale):
     """A sale of seats and the ways in which a test acts on it, looks at it and ages it."""
 
     seat_nos: tuple[str, ...]
@@ -87,25 +75,6 @@ class Hall(StoredSale):
         """What stands on each seat that is not free: the state alone."""
         return {seat_no: value.split(" ")[0] for seat_no, value in (await self.fields("seats")).items()}
 
-    async def records(self) -> dict[str, dict[str, str]]:
-        """Every record, by hold."""
-        rows = await self.fields("holds")
-        return {hold_id: dict(zip(RECORD_FIELDS, row.split("|"), strict=True)) for hold_id, row in rows.items()}
-
-    async def rewrite(self, hold_id: str, **changes: Any) -> None:
-        """Change fields of a record behind the scripts' back, its score in the sorted sets too."""
-        keys = self.sale.keys
-        record = (await self.records())[hold_id] | {name: str(value) for name, value in changes.items()}
-        await self.redis.hset(keys.holds, hold_id, "|".join(record[name] for name in RECORD_FIELDS))
-        if record["state"] == "HELD":
-            await self.redis.zadd(keys.deadlines, {hold_id: record["expires_at_ms"]})
-        if record["state"] == "PAYING":
-            await self.redis.zadd(keys.paying, {hold_id: record["pay_deadline_ms"]})
-
-    async def lapse(self, hold_id: str, *, ago_ms: int = 1) -> None:
-        """Let a hold's own deadline lie behind."""
-        await self.rewrite(hold_id, expires_at_ms=await self.now_ms() - ago_ms)
-
     async def check(self) -> None:
         """Assert what is true of every sale at every moment."""
         records = await self.records()
@@ -124,43 +93,7 @@ class Hall(StoredSale):
                     counted[seat_no] = f"{record['state']} {hold_id} {record['fence']}"
         assert {seat_no: value for seat_no, value in standing.items() if not _forgotten(value, records)} == counted
 
-        # The sorted sets say when, and only of whom it matters.
-        in_state = {
-            state: {hold_id for hold_id, record in records.items() if record["state"] == state}
-            for state in ("HELD", "PAYING", "SOLD", "ENDED")
-        }
-        scores = {name: await self.scores(name) for name in ("deadlines", "paying", "ended")}
-        assert scores["deadlines"].keys() == in_state["HELD"]
-        for each, free_at_ms in scores["deadlines"].items():
-            assert 0 <= free_at_ms - int(records[each]["expires_at_ms"]) <= await self.term("release_jitter_ms")
-        assert scores["paying"] == {each: int(records[each]["pay_deadline_ms"]) for each in in_state["PAYING"]}
-        assert scores["ended"].keys() == in_state["SOLD"] | in_state["ENDED"]
-
-        # Counts per buyer are what the records add up to.
-        rows = await self.fields("buyers")
-        sums: dict[str, tuple[int, int, set[str]]] = {}
-        for hold_id, record in records.items():
-            sold, ended, open_ids = sums.get(record["buyer_id"], (0, 0, set()))
-            sold += len(record["seats"].split(",")) if record["state"] == "SOLD" else 0
-            ended += record["state"] == "ENDED"
-            sums[record["buyer_id"]] = (
-                sold,
-                ended,
-                open_ids | ({hold_id} if record["state"] in {"HELD", "PAYING"} else set()),
-            )
-        for buyer_id in rows.keys() | sums.keys():
-            sold_text, ended_text, open_text = rows.get(buyer_id, "0 0 ").split(" ")
-            open_list = [each for each in open_text.split(",") if each]
-            sold, ended, open_ids = sums.get(buyer_id, (0, 0, set()))
-            assert (int(ended_text), sorted(open_list)) == (ended, sorted(open_ids))
-            assert int(sold_text) >= sold  # what was sold stays counted when its record is forgotten
-
-        # The fence grows, and both streams are numbered and chained without a gap.
-        fences = [int(record["fence"]) for record in records.values()]
-        assert len(set(fences)) == len(fences)
-        assert max(fences, default=0) <= await self.term("fence")
-        for stream in ("journal", "outbox"):
-            await self.check_stream(stream)
+        await self.check_holds(records, lambda record: len(record["seats"].split(",")))
 
     def prices_of(self, record: str) -> frozenset[str]:
         """What a seat may cost, by its record."""

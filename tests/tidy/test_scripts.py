@@ -28,6 +28,7 @@ LONGER = {
 
 FREEING = {
     "seats/pay", "seats/confirm", "seats/abandon", "seats/release", "seats/expire", "seats/restore", "seats/unblock",
+    "stock/confirm", "stock/abandon", "stock/release", "stock/expire", "stock/restore",
     "waiting_room/leave", "streams/persist", "sales/close",
 }  # fmt: skip
 """What frees or finishes something, and must work when the store is full."""

@@ -1,0 +1,163 @@
+-- The stock: how units of variants are taken and freed, and how holds of them end. Nothing stands on a unit: units are
+-- counted, and what a hold has is in its record alone. So at every moment, of each variant,
+--
+--   stock + stock_freed + the units of every hold that is HELD, PAYING or SOLD = all units there ever were.
+--
+--   stock         variant_id -> units left, which anybody may have
+--   stock_freed   variant_id -> units that were freed while there is a waiting list: they wait for whoever gives them on
+--   restored      hold_id -> n variant_id:quantity,…
+--                   what a sold hold that is forgotten has left since its `restored` entry n
+--
+-- In the record of a hold `seats` lists variant_id:quantity, each variant once, and `prices` what one unit of each costs.
+--
+-- It stands on sale, streams and holds. Whoever uses this file declares these keys after those of holds:
+local stock = KEYS[8]
+local stock_freed = KEYS[9]
+
+-- What a hold may cost at most: up to here, and some way beyond, every sum is a whole number.
+local AMOUNT_MAX = 1e15
+
+-- Lapsed holds that one call ends for those who find too few units, however many operations it carries.
+local SWEPT_MAX = 64
+local swept = 0
+
+-- Lines ----------------------------------------------------------------------------------------------------------------
+
+-- Of lines "variant_id:quantity": each variant once, in their order, how many of it, and how many of all.
+local function sum_lines(lines)
+  local variant_ids, quantities, count = {}, {}, 0
+  for _, line in ipairs(lines) do
+    local variant_id, quantity = string.match(line, "^(.+):(%d+)$")
+    if not quantities[variant_id] then
+      variant_ids[#variant_ids + 1] = variant_id
+      quantities[variant_id] = 0
+    end
+    quantities[variant_id] = quantities[variant_id] + tonumber(quantity)
+    count = count + tonumber(quantity)
+  end
+  return variant_ids, quantities, count
+end
+
+-- The reverse; what there is none of is left out.
+local function join_lines(variant_ids, quantities)
+  local lines = {}
+  for _, variant_id in ipairs(variant_ids) do
+    if quantities[variant_id] > 0 then
+      lines[#lines + 1] = variant_id .. ":" .. text(quantities[variant_id])
+    end
+  end
+  return table.concat(lines, ",")
+end
+
+local function count_units(hold)
+  local count = 0
+  for quantity in string.gmatch(hold.seats, ":(%d+)") do
+    count = count + tonumber(quantity)
+  end
+  return count
+end
+
+-- Leave a hold these quantities of what it has.
+local function keep_units(hold, quantities)
+  local variant_ids, price_list = sum_lines(split(hold.seats)), split(hold.prices)
+  local kept_prices, amount = {}, 0
+  for at, variant_id in ipairs(variant_ids) do
+    if quantities[variant_id] > 0 then
+      kept_prices[#kept_prices + 1] = price_list[at]
+      amount = amount + tonumber(price_list[at]) * quantities[variant_id]
+    end
+  end
+  hold.seats, hold.prices, hold.amount =
+    join_lines(variant_ids, quantities), table.concat(kept_prices, ","), text(amount)
+end
+
+-- Taking and freeing ---------------------------------------------------------------------------------------------------
+
+-- Units stand under a hold now; whether so many are left was asked before.
+local function take_units(variant_ids, quantities)
+  for _, variant_id in ipairs(variant_ids) do
+    redis.call("HINCRBY", stock, variant_id, text(-quantities[variant_id]))
+  end
+end
+
+-- Units stand under no hold any more: anybody may have them, or they are the waiting list's.
+local function free_units(variant_ids, quantities)
+  local free = sale.waiting_list == "1" and stock_freed or stock
+  for _, variant_id in ipairs(variant_ids) do
+    redis.call("HINCRBY", free, variant_id, text(quantities[variant_id]))
+  end
+end
+
+-- Of each variant that there is too little of "variant_id requested available".
+local function find_shortages(variant_ids, quantities)
+  local shortages = {}
+  for at, left in ipairs(redis.call("HMGET", stock, unpack(variant_ids))) do
+    local wanted = quantities[variant_ids[at]]
+    if tonumber(left or "0") < wanted then
+      shortages[#shortages + 1] = variant_ids[at] .. " " .. text(wanted) .. " " .. (left or "0")
+    end
+  end
+  return shortages
+end
+
+-- Whether so many more would be too many for this buyer.
+local function judge_limit(buyer, count)
+  local limit = term("per_buyer_max")
+  if limit == 0 then
+    return nil
+  end
+  local have = buyer.row.sold
+  for _, hold in pairs(find_holds(buyer.open)) do
+    have = have + (has_lapsed(hold) and 0 or count_units(hold))
+  end
+  return have + count > limit and { "limit_reached", limit, have } or nil
+end
+
+-- Endings --------------------------------------------------------------------------------------------------------------
+
+-- All of a sale but its entry, whose number is `n`.
+local function sell_hold(hold_id, hold, n)
+  local buyer = find_buyer(hold.buyer_id)
+  buyer.sold, buyer.open = buyer.sold + count_units(hold), without(buyer.open, hold_id)
+  keep_buyer(hold.buyer_id, buyer)
+  redis.call("ZREM", paying, hold_id)
+  redis.call("ZADD", ended, now_ms, hold_id)
+  hold.state, hold.sold_n = "SOLD", n
+  keep_hold(hold_id, hold)
+end
+
+-- A hold that is HELD or PAYING ends: its record stays for the repeat window, and what it counted for counts no more.
+local function end_hold(hold_id, hold, reason)
+  free_units(sum_lines(split(hold.seats)))
+  local buyer = find_buyer(hold.buyer_id)
+  buyer.ended, buyer.open = buyer.ended + 1, without(buyer.open, hold_id)
+  keep_buyer(hold.buyer_id, buyer)
+  redis.call("ZREM", hold.state == "HELD" and deadlines or paying, hold_id)
+  redis.call("ZADD", ended, now_ms, hold_id)
+  hold.state, hold.reason = "ENDED", reason
+  keep_hold(hold_id, hold)
+end
+
+-- End at most `most` holds whose units may be had by others, the longest over first, each with a number and an entry of
+-- its own; answers how many.
+local function expire_lapsed(journal, most)
+  local hold_ids = redis.call("ZRANGEBYSCORE", deadlines, "-inf", now_ms, "LIMIT", 0, most)
+  local lapsed = find_holds(hold_ids)
+  for _, hold_id in ipairs(hold_ids) do
+    local n = next_number("journal")
+    end_hold(hold_id, lapsed[hold_id], "EXPIRED")
+    append(journal, n, "expired", "hold_id", hold_id, "fence", lapsed[hold_id].fence, "at_ms", now_ms)
+  end
+  return #hold_ids
+end
+
+-- Lapsed holds end for one who finds too few units: how many did, and whether others wait for another call. While there is
+-- a waiting list it has the first claim on them, and a sweep brings them to it.
+local function take_over(journal)
+  if sale.waiting_list == "1" then
+    return 0, false
+  end
+  local count = swept < SWEPT_MAX and expire_lapsed(journal, SWEPT_MAX - swept) or 0
+  swept = swept + count
+  return count, redis.call("ZCOUNT", deadlines, "-inf", now_ms) > 0
+end
