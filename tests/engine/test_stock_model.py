@@ -216,18 +216,22 @@ class Model:
         return seats.Abandoned("held")
 
     def give_back(self, wish: Wish, keeps: Counter[str], reason: str) -> Reply:
-        """Give back units of a hold that was sold, remembered or not: all but those that it keeps."""
+        """Make a hold what Postgres says that it bought, remembered or not: all but what it keeps goes back."""
+        if runs := wish.state in {"HELD", "PAYING"}:
+            wish.state = "SOLD"
         gone = wish.units - keeps if wish.state == "SOLD" else Counter()
-        if not gone:
+        if not gone and not runs:
             return seats.Restored(0) if wish.state == "SOLD" and not wish.forgotten else seats.HoldUnknown()
         self.outbox_n += 1
         wish.sold_n = self.outbox_n
+        changed = wish.units.total() if runs else gone.total()
         if keeps:
             self.free(gone)
             wish.units = keeps
+            wish.counted = wish.counted or Counter(keeps)
         else:
             self.end(wish, reason)
-        return seats.Restored(gone.total())
+        return seats.Restored(changed)
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -431,15 +435,18 @@ class Stock(TwoStores[Stall]):
         expected = self.model.abandon(**presented)
         assert self.ask(stock.abandon, **presented) == expected
 
-    @precondition(lambda machine: any(wish.counted for wish in machine.model.wishes.values()))
+    def sold(self) -> list[Wish]:
+        """What was ever sold, and what Postgres may have sold while the store knows it as being paid."""
+        return [wish for wish in self.model.wishes.values() if wish.counted or wish.state == "PAYING"]
+
+    @precondition(lambda machine: machine.sold())
     @rule(pick=PICKS, less=st.integers(0, 2), goes_next=st.booleans())
     def restore(self, pick: int, less: int, *, goes_next: bool) -> None:
         """Give back units of what was ever sold, remembered or not; the same again finds nothing to do."""
-        sold = [wish for wish in self.model.wishes.values() if wish.counted]
-        wish = sold[pick % len(sold)]
+        wish = self.sold()[pick % len(self.sold())]
         keeps = Counter({each: max(0, quantity - less) for each, quantity in wish.units.items()})
-        keeps = +keeps if wish.state == "SOLD" else Counter()
-        claims = [stock.Claim(each, wish.counted[each], keeps[each]) for each in wish.counted]
+        keeps = Counter() if wish.state == "ENDED" else +keeps
+        claims = [stock.Claim(each, wish.counted[each], keeps[each]) for each in wish.counted | wish.units]
         arguments = {
             "hold_id": wish.hold_id,
             "fence": wish.fence,
