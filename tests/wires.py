@@ -34,15 +34,27 @@ async def losing_answers(postgres_url: str, *, to: bytes, times: int = 1) -> Asy
                 to_client.write(block)
 
         ways = [asyncio.create_task(ask()), asyncio.create_task(answer())]
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        for way in ways:
-            way.cancel()
-        for end in (to_client, to_server):
-            end.close()
-            await end.wait_closed()
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            to_client.close()
+            to_server.close()
+        # Whoever went away first is no fault of this end.
+        await asyncio.gather(*ways, to_client.wait_closed(), to_server.wait_closed(), return_exceptions=True)
+
+    serving: set[asyncio.Task[None]] = set()
+
+    def begin(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.create_task(serve(client, to_client)))
 
     with tempfile.TemporaryDirectory(prefix="wire-") as folder:
-        async with await asyncio.start_unix_server(serve, path=f"{folder}/{name}"):
+        async with await asyncio.start_unix_server(begin, path=f"{folder}/{name}"):
             query = urlencode({"host": folder, "port": place["port"][0]})
             yield urlunsplit(address._replace(query=query))
+        # Nobody is left who could close what is still open.
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
     assert len(lost) == times, "the wire did not break"

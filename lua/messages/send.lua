@@ -5,7 +5,7 @@
 --   sale
 -- KEYS
 --   sale            hash    the sale's terms and counters
---   messages        zset    message_id text, scored by the millisecond it was sent at
+--   messages        zset    message_id text, scored by the millisecond it was sent at, and its fraction
 -- ARGV
 --   epoch
 --   message_id
