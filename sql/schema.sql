@@ -537,7 +537,7 @@ CREATE TABLE messages (
   -- The operator's key.
   api_key_id uuid NOT NULL REFERENCES api_keys,
   -- To the millisecond, as it is told.
-  created_at timestamptz NOT NULL DEFAULT date_trunc('milliseconds', now())
+  created_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX messages_newest ON messages (sale_id, created_at DESC, message_id DESC);
 

@@ -27,6 +27,6 @@ local since = string.format("(%.0f", now_ms - told_ms)
 local found = redis.call("ZRANGEBYSCORE", messages, since, "+inf", "WITHSCORES")
 local rows = {}
 for at = 1, #found, 2 do
-  rows[#rows + 1] = string.format("%.0f", tonumber(found[at + 1])) .. " " .. found[at]
+  rows[#rows + 1] = string.format("%.0f", math.floor(tonumber(found[at + 1]))) .. " " .. found[at]
 end
 return { "messages", term("message_no"), now_ms, unpack(rows) }

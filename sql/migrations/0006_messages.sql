@@ -5,6 +5,6 @@ CREATE TABLE messages (
   sale_id uuid NOT NULL REFERENCES sales,
   text text NOT NULL CHECK (char_length(text) BETWEEN 1 AND 500),
   api_key_id uuid NOT NULL REFERENCES api_keys,
-  created_at timestamptz NOT NULL DEFAULT date_trunc('milliseconds', now())
+  created_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX messages_newest ON messages (sale_id, created_at DESC, message_id DESC);

@@ -74,7 +74,7 @@ async def test_a_message_is_kept_and_told_in_the_order_of_sending(shop: Shop) ->
     assert [told.text for told in found.told] == ["Doors open at eight. 문이 열립니다 🎟", "Sorry, at nine."]
     assert found.message_no == await seen_no(shop) == before + 2
     assert found.told[0].message_id == first.message_id
-    assert found.told[0].at_ms == first.created_at.timestamp() * 1000
+    assert found.told[0].at_ms == int(first.created_at.timestamp() * 1000)
     assert 3_590_000 < found.told[0].told_for_ms <= 3_600_500
 
 
