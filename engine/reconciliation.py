@@ -90,7 +90,7 @@ async def give_back(gate: Gate, postgres: asyncpg.Pool, sale: Sale, *, most: int
     done = 0
     async with postgres.acquire() as connection, connection.transaction():
         rows = await SQL.lock_restores.fetch(connection, sale.sale_id, most)
-        wanted: dict[str, dict[str, str | None]] = {row["reservation_id"]: {} for row in rows}
+        wanted: dict[str, dict[str, str | None]] = {row["hold_id"]: {} for row in rows}
         for line in await SQL.find_all_lines.fetch(connection, list(wanted)):
             wanted[line["reservation_id"]][line["seat_no"]] = line["tier"]
         seat_nos = [seat_no for lines in wanted.values() for seat_no in lines]
@@ -102,18 +102,18 @@ async def give_back(gate: Gate, postgres: asyncpg.Pool, sale: Sale, *, most: int
             restored = await seats.restore(
                 gate,
                 sale,
-                hold_id=row["reservation_id"],
+                hold_id=row["hold_id"],
                 fence=row["fence"],
                 buyer_id=row["user_id"],
                 reason=row["reason"] or "LATE_UNFULFILLABLE",
                 goes_next=row["token_goes_next"],
                 claims=[
                     seats.Claim(seat_no, *claims.get(seat_no, (None, 0)), tier=tier)
-                    for seat_no, tier in wanted[row["reservation_id"]].items()
+                    for seat_no, tier in wanted[row["hold_id"]].items()
                 ],
             )
             if isinstance(restored, seats.Restored | seats.HoldUnknown):
-                await SQL.finish_restore.execute(connection, row["reservation_id"])
+                await SQL.finish_restore.execute(connection, row["hold_id"])
                 done += 1
     return done
 

@@ -436,7 +436,7 @@ FROM (
   FROM payments
   WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
   UNION ALL
-  SELECT 'restore', reservation_id, created_at
+  SELECT 'restore', hold_id, created_at
   FROM restores
   WHERE done_at IS NULL
   UNION ALL

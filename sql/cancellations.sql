@@ -73,11 +73,11 @@ FOR NO KEY UPDATE OF tickets;
 
 -- name: add_restores
 -- Seats to be made in Redis what they are here; a row that was driven before is driven again.
-INSERT INTO restores (reservation_id, sale_id, fence, token_goes_next)
-SELECT reservation_id, $1, fence, false
-FROM unnest($2::uuid[], $3::bigint[]) AS given_back (reservation_id, fence)
-ORDER BY reservation_id
-ON CONFLICT (reservation_id) DO UPDATE SET done_at = NULL, created_at = now();
+INSERT INTO restores (hold_id, sale_id, fence, token_goes_next)
+SELECT hold_id, $1, fence, false
+FROM unnest($2::uuid[], $3::bigint[]) AS given_back (hold_id, fence)
+ORDER BY hold_id
+ON CONFLICT (hold_id) DO UPDATE SET done_at = NULL, created_at = now();
 
 -- name: count_given_back
 -- Seats of a schedule that are available again; one that is blocked is not.

@@ -158,10 +158,10 @@ ORDER BY user_id, version;
 
 -- name: add_restores
 -- Seats to be made in Redis what they are here.
-INSERT INTO restores (reservation_id, sale_id, fence, token_goes_next)
-SELECT reservation_id, $1, fence, true
-FROM unnest($2::uuid[], $3::bigint[]) AS given_back (reservation_id, fence)
-ON CONFLICT (reservation_id) DO UPDATE SET done_at = NULL;
+INSERT INTO restores (hold_id, sale_id, fence, token_goes_next)
+SELECT hold_id, $1, fence, true
+FROM unnest($2::uuid[], $3::bigint[]) AS given_back (hold_id, fence)
+ON CONFLICT (hold_id) DO UPDATE SET done_at = NULL;
 
 -- name: find_payments
 -- Payments by id.
@@ -205,9 +205,9 @@ LIMIT $3;
 -- name: lock_restores
 -- Seats of a sale that are still to be given back, oldest first, and that nobody else is giving back this moment.
 SELECT
-  restores.reservation_id, restores.fence, restores.token_goes_next, reservations.user_id, reservations.reason
+  restores.hold_id, restores.fence, restores.token_goes_next, reservations.user_id, reservations.reason
 FROM restores
-JOIN reservations USING (reservation_id)
+JOIN reservations ON reservations.reservation_id = restores.hold_id
 WHERE restores.sale_id = $1 AND restores.done_at IS NULL
 ORDER BY restores.created_at
 LIMIT $2
@@ -231,7 +231,7 @@ FOR SHARE OF claims;
 
 -- name: finish_restore
 -- Redis says what Postgres says.
-UPDATE restores SET done_at = now(), attempts = attempts + 1 WHERE reservation_id = $1;
+UPDATE restores SET done_at = now(), attempts = attempts + 1 WHERE hold_id = $1;
 
 -- name: lock_copy
 -- Whether this epoch of the sale is the one that counts, and open; it stays so until this transaction ends.

@@ -404,6 +404,82 @@ CREATE TABLE tickets (
 );
 CREATE INDEX tickets_mine ON tickets (user_id, ticket_no DESC);
 
+CREATE TABLE orders (
+  -- The hold's id: one id from hold to end. Its sale is no reference, as with reservations.
+  order_id uuid PRIMARY KEY,
+  sale_id uuid NOT NULL,
+  user_id uuid NOT NULL REFERENCES users,
+  epoch bigint NOT NULL,
+  fence bigint NOT NULL,
+  -- The queue number the hold was made with; null where the room asked for none.
+  queue_no bigint,
+  fingerprint text NOT NULL,
+  status text NOT NULL
+    CHECK (status IN ('PENDING', 'PAID', 'PARTIALLY_REFUNDED', 'REFUNDED', 'EXPIRED', 'CANCELLED')),
+  reason text CHECK (reason IN ('EXPIRED', 'USER', 'DECLINED', 'LATE_UNFULFILLABLE', 'ADMIN')),
+  original_amount bigint NOT NULL CHECK (original_amount >= 0),
+  -- Of the coupon that its payment named.
+  discount_amount bigint NOT NULL DEFAULT 0 CHECK (discount_amount >= 0),
+  total_amount bigint NOT NULL CHECK (total_amount >= 0),
+  user_coupon_id uuid,
+  expires_at timestamptz NOT NULL,
+  created_at timestamptz NOT NULL,
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  -- When the transaction that sold it began: the day on which its units count.
+  paid_at timestamptz,
+  ended_at timestamptz,
+  version bigint NOT NULL DEFAULT 1,
+  CONSTRAINT orders_total CHECK (total_amount = original_amount - discount_amount),
+  CONSTRAINT orders_ending CHECK ((status IN ('EXPIRED', 'CANCELLED')) = (reason IS NOT NULL)),
+  CONSTRAINT orders_expired CHECK ((status = 'EXPIRED') = (reason IS NOT DISTINCT FROM 'EXPIRED')),
+  CONSTRAINT orders_paid CHECK ((status IN ('PAID', 'PARTIALLY_REFUNDED', 'REFUNDED')) = (paid_at IS NOT NULL))
+);
+CREATE INDEX orders_mine ON orders (user_id, created_at DESC, order_id DESC);
+CREATE INDEX orders_pending ON orders (sale_id, expires_at) WHERE status = 'PENDING';
+CREATE INDEX orders_ended ON orders (sale_id, ended_at) WHERE status IN ('EXPIRED', 'CANCELLED');
+CREATE INDEX orders_sold ON orders (sale_id, paid_at) WHERE paid_at IS NOT NULL;
+
+-- The lines of an order, each variant once. SOLD is the sale itself: the units are off the variant's `quantity`.
+CREATE TABLE order_items (
+  order_id uuid NOT NULL REFERENCES orders,
+  -- No reference: variants are never deleted, and to lock the one row of a hot one for each order would hold up the
+  -- worker that counts it down.
+  variant_id uuid NOT NULL,
+  sale_id uuid NOT NULL,
+  quantity bigint NOT NULL CHECK (quantity > 0),
+  unit_price bigint NOT NULL CHECK (unit_price >= 0),
+  -- This line's share of the order's discount: what is refunded of a line adds up.
+  discount_amount bigint NOT NULL DEFAULT 0 CHECK (discount_amount >= 0),
+  total_price bigint NOT NULL,
+  status text NOT NULL CHECK (status IN ('HELD', 'SOLD', 'ENDED')),
+  -- What was given back after it was sold.
+  refunded_quantity bigint NOT NULL DEFAULT 0,
+  -- Units that Redis counts for this line as far as Postgres knows: the last `restored` that was applied says it.
+  counted bigint NOT NULL DEFAULT 0 CHECK (counted >= 0),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (order_id, variant_id),
+  CONSTRAINT order_items_total CHECK (total_price = quantity * unit_price - discount_amount AND total_price >= 0),
+  CONSTRAINT order_items_refunded CHECK (refunded_quantity BETWEEN 0 AND quantity),
+  CONSTRAINT order_items_sold CHECK (status = 'SOLD' OR (refunded_quantity = 0 AND counted = 0))
+);
+CREATE INDEX order_items_sold_variant ON order_items (variant_id) WHERE status = 'SOLD';
+
+-- What a buyer owns: one row a unit.
+CREATE TABLE user_items (
+  item_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  user_id uuid NOT NULL REFERENCES users,
+  order_id uuid NOT NULL,
+  variant_id uuid NOT NULL,
+  product_id uuid NOT NULL,
+  returned_at timestamptz,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  FOREIGN KEY (order_id, variant_id) REFERENCES order_items
+);
+CREATE INDEX user_items_mine ON user_items (user_id, item_id DESC);
+CREATE INDEX user_items_order ON user_items (order_id, variant_id);
+
 CREATE TABLE payments (
   payment_id uuid PRIMARY KEY,
   sale_id uuid NOT NULL,
@@ -444,6 +520,12 @@ CREATE TABLE payments (
   authorised_at timestamptz,
   paid_at timestamptz,
   version bigint NOT NULL DEFAULT 1,
+  order_id uuid REFERENCES orders,
+  -- What is paid, whichever of the two it is.
+  hold_id uuid GENERATED ALWAYS AS (coalesce(reservation_id, order_id)) STORED NOT NULL,
+  -- The coupon that was named.
+  user_coupon_id uuid,
+  CONSTRAINT payments_for CHECK (num_nonnulls(reservation_id, order_id) = 1),
   CONSTRAINT payments_final CHECK (final_amount = original_amount - discount_amount),
   CONSTRAINT payments_legs CHECK (balance_amount + card_amount = final_amount),
   CONSTRAINT payments_captured CHECK (captured_amount <= card_amount),
@@ -453,10 +535,10 @@ CREATE TABLE payments (
   CONSTRAINT payments_refunded CHECK (refunded_amount <= final_amount),
   CONSTRAINT payments_paid CHECK (status <> 'SUCCESS' OR paid_at IS NOT NULL)
 );
--- At most one payment a reservation that may still buy it, or did.
-CREATE UNIQUE INDEX payments_live ON payments (reservation_id) WHERE status NOT IN ('FAILED', 'VOIDED');
--- Those that did not, which a reservation without such a one names.
-CREATE INDEX payments_ended ON payments (reservation_id, created_at DESC) WHERE status IN ('FAILED', 'VOIDED');
+-- At most one payment a hold that may still buy it, or did.
+CREATE UNIQUE INDEX payments_live ON payments (hold_id) WHERE status NOT IN ('FAILED', 'VOIDED');
+-- Those that did not, which a hold without such a one names.
+CREATE INDEX payments_ended ON payments (hold_id, created_at DESC) WHERE status IN ('FAILED', 'VOIDED');
 CREATE INDEX payments_mine ON payments (user_id, created_at DESC, payment_id DESC);
 CREATE INDEX payments_unsettled ON payments (updated_at) WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT');
 
@@ -697,9 +779,10 @@ CREATE TABLE dead_letters (
   PRIMARY KEY (sale_id, stream, epoch, n)
 );
 
--- Seats to give back in Redis: written by the transaction that decided it, driven by the worker until done.
+-- Seats or units to give back in Redis: written by the transaction that decided it, driven by the worker until done.
 CREATE TABLE restores (
-  reservation_id uuid PRIMARY KEY REFERENCES reservations,
+  -- A reservation's id or an order's.
+  hold_id uuid PRIMARY KEY,
   sale_id uuid NOT NULL REFERENCES sales,
   fence bigint NOT NULL,
   -- After LATE_UNFULFILLABLE the buyer's place in line goes next.

@@ -179,7 +179,7 @@ async def test_a_claim_cannot_be_given_up_while_redis_is_told_of_it(shop: Shop) 
     await shop.drain()
     postgres = shop.stores.postgres
     await postgres.execute(
-        "INSERT INTO restores (reservation_id, sale_id, fence, token_goes_next) VALUES ($1, $2, $3, false)",
+        "INSERT INTO restores (hold_id, sale_id, fence, token_goes_next) VALUES ($1, $2, $3, false)",
         first.holding.reservation_id,
         shop.sale_id,
         first.holding.fence,

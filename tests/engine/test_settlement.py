@@ -100,7 +100,7 @@ async def test_of_two_holds_for_one_seat_the_first_stands_and_the_other_is_undon
     assert await shop.payment(second.payment_id) == "VOIDED"
     assert await shop.reservation(second.holding.reservation_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
     assert await shop.set_aside("bob") == 0
-    assert await shop.rows("SELECT reservation_id, fence, token_goes_next, done_at FROM restores") == [
+    assert await shop.rows("SELECT hold_id, fence, token_goes_next, done_at FROM restores") == [
         (second.holding.reservation_id, second.holding.fence, True, None)
     ]
     assert await shop.rows("SELECT seat_no, status FROM reservation_seats ORDER BY status, 1") == [
@@ -118,7 +118,7 @@ async def test_a_late_confirm_after_a_void_is_undone(shop: Shop) -> None:
     await shop.settle(fact_of(request, "confirmed", n=1))
     assert await shop.payment(request.payment_id) == "VOIDED"
     assert await shop.reservation(request.holding.reservation_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
-    assert await shop.rows("SELECT reservation_id FROM restores") == [(request.holding.reservation_id,)]
+    assert await shop.rows("SELECT hold_id FROM restores") == [(request.holding.reservation_id,)]
     assert await shop.rows("SELECT amount, set_aside FROM balances") == [(10_000_000, 0)]
 
 

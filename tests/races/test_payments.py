@@ -213,7 +213,7 @@ async def test_of_two_buyers_of_one_seat_in_a_batch_one_stands(shop: Shop) -> No
         ("A-1-1", first.holding.reservation_id),
         ("A-1-2", first.holding.reservation_id),
     ]
-    assert await shop.rows("SELECT reservation_id FROM restores") == [(second.holding.reservation_id,)]
+    assert await shop.rows("SELECT hold_id FROM restores") == [(second.holding.reservation_id,)]
     assert await shop.rows("SELECT user_id FROM balance_history") == [(first.holding.user_id,)]
     assert await shop.set_aside("bob") == 0
 
