@@ -20,6 +20,7 @@ from engine.accounts import TOKEN_LIFETIME_S, Passwords, UserTokens
 from engine.cards import Cards
 from engine.catalogue import Offerings
 from engine.gateway import Gateway
+from engine.products import Labels
 from engine.rooms import REFRESH_EVERY_S, Rooms
 from engine.sales import SaleBook
 from engine.seat_maps import Maps
@@ -48,6 +49,7 @@ class House:
     clock: Clock
     book: SaleBook
     offerings: Offerings
+    labels: Labels
     user_tokens: UserTokens
     passwords: Passwords
     seat_maps: SeatMaps
@@ -104,6 +106,7 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
             clock=Clock(await postgres.fetchval("SELECT now()")),
             book=book,
             offerings=Offerings(postgres),
+            labels=Labels(postgres),
             user_tokens=UserTokens(shared.secret),
             passwords=passwords,
             seat_maps=SeatMaps(maps, postgres),

@@ -1,4 +1,4 @@
-"""Payments: pay a reservation, see how payments stand."""
+"""Payments: pay a reservation or an order, see how payments stand."""
 
 import logging
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from api.operations import Body, Request, Routes
 from api.pages import Listed, Page, Place, moment_of, page_of, place_of
 from api.payment_methods import ASK_AGAIN_S, CARD_DEADLINE_S, Action, Card, ReturnUrl
 from api.problems import Refused, invalid
-from api.reservations import in_shard
-from engine import accounts, ids, late_payments, payments, resolutions, seats
+from api.shards import in_shard
+from engine import accounts, ids, late_payments, payments, resolutions, wares
 from engine.cards import is_asked
 from engine.catalogue import PRICE_MAX
 from engine.late_payments import LatePayment
@@ -27,7 +27,7 @@ from engine.refusals import Busy, IdempotencyKeyReused, NotFound, SlowDown
 from engine.resolutions import NotInDoubt, Resolution, StillInDoubt
 from engine.seats import HoldEnded, PaymentRunning
 from engine.stores.outbox import BadEntry, Divergence
-from engine.stores.replies import SaleRebuilding
+from engine.stores.replies import Refusal, SaleRebuilding
 from engine.till import Tender
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,9 @@ class PaymentDocument(Document, frozen=True, kw_only=True):
     """A payment as it stands."""
 
     payment_id: str
-    reservation_id: str
+    # What it pays: one of the two.
+    reservation_id: str | UnsetType = UNSET
+    order_id: str | UnsetType = UNSET
     user_id: str
     method: str
     status: Annotated[str, Meta(extra_json_schema=STATUS)]
@@ -111,6 +113,17 @@ class InState(Page, frozen=True, kw_only=True):
     state: State = "IN_DOUBT"
 
 
+REFUSALS = (
+    InsufficientBalance,
+    CardDeclined,
+    HoldEnded,
+    PaymentRunning,
+    IdempotencyKeyReused,
+    SlowDown,
+    SaleRebuilding,
+)
+
+
 @routes.add(
     "POST",
     "/v1/reservations/{reservation_id}/payments",
@@ -118,30 +131,42 @@ class InState(Page, frozen=True, kw_only=True):
     caller=USER,
     keyed=True,
     sends=("Location", "Retry-After"),
-    refusals=(
-        InsufficientBalance,
-        CardDeclined,
-        HoldEnded,
-        PaymentRunning,
-        IdempotencyKeyReused,
-        SlowDown,
-        SaleRebuilding,
-    ),
+    refusals=REFUSALS,
     deadline_s=CARD_DEADLINE_S,
 )
 async def pay(request: Request, reservation_id: str, body: NewPayment) -> Answer:
     """Pay for the seats: 201 once it is durable, 202 with its address while that is not known."""
+    return await _pay(request, "seats", reservation_id, body)
+
+
+@routes.add(
+    "POST",
+    "/v1/orders/{order_id}/payments",
+    {201: PaymentDocument, 202: PaymentDocument},
+    caller=USER,
+    keyed=True,
+    sends=("Location", "Retry-After"),
+    refusals=REFUSALS,
+    deadline_s=CARD_DEADLINE_S,
+)
+async def pay_order(request: Request, order_id: str, body: NewPayment) -> Answer:
+    """Pay for the goods: 201 once it is durable, 202 with its address while that is not known."""
+    return await _pay(request, "stock", order_id, body)
+
+
+async def _pay(request: Request, kind: str, hold_id: str, body: NewPayment) -> Answer:
     tender = body.tender()
     if body.method != "BALANCE" and request.house.gateway is None:
         raise invalid("method", "Expected BALANCE: this installation has no card gateway")
     payment_id = request.new_id()
     paid = await in_shard(
         request,
-        reservation_id,
+        kind,
+        hold_id,
         lambda sale: request.house.till.pay(
             sale,
             payment_id=payment_id,
-            reservation_id=reservation_id,
+            hold_id=hold_id,
             user_id=request.caller_id,
             fingerprint=_fingerprint(tender),
             tender=tender,
@@ -222,10 +247,10 @@ async def _find_late(house: House, found: Sequence[Payment]) -> dict[str, LatePa
 async def _with_deadline(request: Request, payment: Payment, refusal: CardDeclined) -> CardDeclined:
     """Say until when the buyer may try another card, while the hold stands."""
     sale = await request.house.book.find(payment.sale_id)
-    hold = await seats.find(request.house.gate, sale, hold_id=payment.reservation_id) if sale else None
-    if isinstance(hold, seats.Hold) and hold.state == "HELD":
-        return msgspec.structs.replace(refusal, expires_at_ms=hold.expires_at_ms)
-    return refusal
+    hold = await wares.of(sale).scripts.find(request.house.gate, sale, hold_id=payment.hold_id) if sale else None
+    if hold is None or isinstance(hold, Refusal) or hold.state != "HELD":
+        return refusal
+    return msgspec.structs.replace(refusal, expires_at_ms=hold.expires_at_ms)
 
 
 @routes.add(
@@ -277,7 +302,8 @@ def _fingerprint(tender: Tender) -> str:
 def _document(payment: Payment, house: House, late: LatePayment | None = None) -> PaymentDocument:
     return PaymentDocument(
         payment_id=payment.payment_id,
-        reservation_id=payment.reservation_id,
+        reservation_id=payment.reservation_id or UNSET,
+        order_id=payment.order_id or UNSET,
         user_id=payment.user_id,
         method=payment.method,
         status=payment.public_status,

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from redis.exceptions import RedisError
 
 from api.clock import Time, rfc3339
-from engine import accounts, cancellations, payments, resolutions, seats, stock, tickets, waiting_room
+from engine import accounts, cancellations, carts, payments, resolutions, seats, stock, tickets, waiting_room
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SaleClosed, SlowDown
 from engine.sales import StaleVersion
 from engine.stores.coalesce import Overdue
@@ -179,13 +179,35 @@ def _offers(refusal: seats.OfferUnknown) -> UnknownOffers:
 
 
 class Shortage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Of a variant, or of an area, a tier or seats as a whole: how much was asked for, and how much is left."""
+    """Of an area, a tier or seats as a whole: how much was asked for, and how much is left."""
 
     requested: int
     available: int
-    variant_id: str | UnsetType = UNSET
-    kind: str | UnsetType = UNSET
-    name: str | UnsetType = UNSET
+    kind: str
+    name: str
+
+
+class OtherSize(msgspec.Struct, frozen=True):
+    """Another size of the same product, and how many there are of it."""
+
+    variant_id: str
+    size: str | None
+    available: int
+
+
+class UnitShortage(msgspec.Struct, frozen=True):
+    """Of a variant: how much was asked for, how much is left, and what else the product comes in."""
+
+    variant_id: str
+    requested: int
+    available: int
+    other_sizes: tuple[OtherSize, ...] = ()
+
+
+class UnitsSoldOut(Refusal, frozen=True):
+    """There is not enough left of what this request asks for."""
+
+    lines: tuple[UnitShortage, ...]
 
 
 class Shortages(msgspec.Struct, frozen=True):
@@ -200,9 +222,15 @@ def _shortages(refusal: seats.SoldOut) -> Shortages:
     )
 
 
-def _unit_shortages(refusal: stock.SoldOut) -> Shortages:
-    return Shortages(
-        tuple([Shortage(each.requested, each.available, variant_id=each.variant_id) for each in refusal.lines])
+class UnitShortages(msgspec.Struct, frozen=True):
+    """Every variant that falls short."""
+
+    lines: tuple[UnitShortage, ...]
+
+
+def _unit_shortages(refusal: stock.SoldOut) -> UnitShortages:
+    return UnitShortages(
+        tuple([UnitShortage(each.variant_id, each.requested, each.available) for each in refusal.lines])
     )
 
 
@@ -252,6 +280,9 @@ PROBLEMS: dict[type[Reply], Problem] = {
     seats.SeatTaken: Problem(409, _taken),
     seats.SoldOut: Problem(409, _shortages),
     stock.SoldOut: Problem(409, _unit_shortages),
+    UnitsSoldOut: Problem(409, known_as=seats.SoldOut),
+    carts.MixedSales: Problem(409),
+    carts.CartEmpty: Problem(409),
     stock.AmountTooLarge: Problem(409),
     seats.SaleNotOpen: Problem(409, _opening),
     SaleClosed: Problem(409),

@@ -1,7 +1,7 @@
 """Reservations: hold seats, keep them longer, give them back, see what became of them."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
@@ -13,6 +13,7 @@ from api.clock import Time, rfc3339
 from api.operations import Body, Empty, Request, Routes
 from api.pages import Listed, Page, Place, moment_of, page_of, place_of
 from api.problems import Refused
+from api.shards import in_shard
 from api.waiting_room import QUEUE_TOKEN, place_in_line
 from engine import cancellations, ids, reservations, seats, wishes
 from engine.cancellations import Cancellation, CancellationClosed
@@ -34,8 +35,6 @@ from engine.stores.replies import SaleRebuilding
 from engine.wishes import AreaLine, Best, HeldBest, SeatLine
 
 routes = Routes("Tickets")
-
-R = TypeVar("R")
 
 SeatNo = Annotated[str, Meta(pattern=r"^[^|,=\x00-\x1f\x7f]{5,20}$", description="section-row-number")]
 SeatNos = Annotated[list[SeatNo], Meta(min_length=1, max_length=SEATS_MAX)]
@@ -317,6 +316,7 @@ async def extend(request: Request, reservation_id: str, body: Empty) -> Answer: 
     """Hold the seats longer."""
     extended = await in_shard(
         request,
+        "seats",
         reservation_id,
         lambda sale: seats.extend(
             request.house.gate,
@@ -388,6 +388,7 @@ async def _release(
 ) -> seats.ReleasedAnswer:
     return await in_shard(
         request,
+        "seats",
         reservation_id,
         lambda sale: seats.release(
             request.house.gate,
@@ -399,21 +400,6 @@ async def _release(
             seat_nos=seat_nos,
         ),
     )
-
-
-async def in_shard(request: Request, reservation_id: str, ask: Callable[[Sale], Awaitable[R]]) -> R | NotFound:
-    """Ask the sale that this id belongs to, by how the id begins: nearly always that is one."""
-    book = request.house.book
-    known = book.find_by_prefix(reservation_id)
-    if not known:
-        # Another process may have made the sale a moment ago.
-        await book.refresh()
-        known = book.find_by_prefix(reservation_id)
-    for sale in known:
-        answered = await ask(sale)
-        if not isinstance(answered, NotFound):
-            return answered
-    return NotFound()
 
 
 # Look -----------------------------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from engine import errands, payments, reservations
+from engine import errands, payments, wares
 from engine.errands import Leg
+from engine.holdings import Holding, Lines, Standing
 from engine.payments import Payment
-from engine.reservations import Holding
 from engine.sales import Sale
 from engine.seats import PaymentRunning
 from engine.stores import queries
@@ -71,10 +71,10 @@ async def authorise(
 ) -> list[Payment | PaymentRunning | Exception]:
     """Decide payments by balance, each with its own outcome, in one transaction; returns their rows in order.
 
-    Locks are taken in one order (balances, reservations, each by id) and the decisions are made in the order of the
-    requests, each seeing what those before it set aside: nobody fails because somebody else in the batch is poor. A
-    payment_id that has a row already is answered by it; a second payment of a reservation gets no row. Nothing that a
-    buyer can cause raises; what Postgres refuses all the same is answered by its error, alone.
+    Locks are taken in one order (balances, reservations, orders, each by id) and the decisions are made in the order of
+    the requests, each seeing what those before it set aside: nobody fails because somebody else in the batch is poor. A
+    payment_id that has a row already is answered by it; a second payment of a hold gets no row. Nothing that a buyer
+    can cause raises; what Postgres refuses all the same is answered by its error, alone.
 
     Raises OutcomeUnknown, or StoreUnavailable when certainly nothing was written.
     """
@@ -127,62 +127,72 @@ async def authorise_in(connection: Connection, requests: Sequence[Authorisation]
 
     Returns those that got no row, each with the payment that stands before it.
     """
-    holdings = {request.holding.reservation_id: request.holding for request in requests}
+    holdings = {request.holding.hold_id: request.holding for request in requests}
+    of_kind: dict[str, list[str]] = {kind: [] for kind in wares.BY_KIND}
+    for hold_id, holding in holdings.items():
+        of_kind[holding.kind].append(hold_id)
     users = sorted({holding.user_id for holding in holdings.values()})
     free = dict.fromkeys(users, 0)
     missing = dict(holdings)
-    for found in await SQL.lock_balances.fetch(connection, users, list(holdings)):
+    for found in await SQL.lock_balances.fetch(connection, users, of_kind["seats"], of_kind["stock"]):
         if found["free"] is None:
             del missing[found["id"]]
         else:
             free[found["id"]] = found["free"]
     # The journal may not have brought all rows yet. Same id, nothing twice; and added before any of them is locked,
     # because the journal may be adding the same ones this moment.
-    await reservations.add(connection, list(missing.values()))
-    rows = await reservations.lock(connection, list(holdings))
+    rows: dict[str, Standing] = {}
     known: set[str] = set()
     live: dict[str, str] = {}
-    payment_ids = [request.payment_id for request in requests]
-    reservation_ids = [request.holding.reservation_id for request in requests]
-    for beside in await SQL.find_beside.fetch(connection, payment_ids, reservation_ids):
-        if beside["is_known"]:
-            known.add(beside["payment_id"])
-        if beside["live_payment_id"]:
-            live[beside["reservation_id"]] = beside["live_payment_id"]
-        rows[beside["reservation_id"]].seat_nos = beside["seat_nos"]
+    for kind, hold_ids in of_kind.items():
+        if hold_ids:
+            keeper = wares.BY_KIND[kind].rows
+            await keeper.add(connection, [missing[hold_id] for hold_id in hold_ids if hold_id in missing])
+            rows |= await keeper.lock(connection, hold_ids)
+            asked = [(each.payment_id, each.holding.hold_id) for each in requests if each.holding.kind == kind]
+            for beside in await keeper.read_beside(connection, rows, *map(list, zip(*asked, strict=True))):
+                if beside.is_known:
+                    known.add(beside.payment_id)
+                if beside.live_payment_id:
+                    live[beside.hold_id] = beside.live_payment_id
 
     decided: dict[str, tuple[Authorisation, _Decided]] = {}
     running: dict[str, PaymentRunning] = {}
-    given_back: list[tuple[str, str]] = []
+    kept: dict[str, dict[str, Lines]] = {kind: {} for kind in wares.BY_KIND}
     set_aside: dict[str, int] = {}
     for request in requests:
         holding = request.holding
         if request.payment_id in known or request.payment_id in decided:
             continue  # a copy: its row answers
-        row = rows[holding.reservation_id]
-        standing = set(row.seat_nos)
+        row, lines = rows[holding.hold_id], holding.lines
         available = free[holding.user_id]
-        if row.status != "PENDING" or row.fence != holding.fence or not standing.issuperset(holding.seat_nos):
+        if row.status != "PENDING" or row.fence != holding.fence or not _has(row, lines):
             outcome = _Decided("FAILED", "hold_ended")
-        elif holding.reservation_id in live:
-            running[request.payment_id] = PaymentRunning(payment_id=live[holding.reservation_id])
+        elif holding.hold_id in live:
+            running[request.payment_id] = PaymentRunning(payment_id=live[holding.hold_id])
             continue
         elif request.balance_amount > available:
             outcome = _Decided("FAILED", "insufficient_balance", request.balance_amount, available)
         else:
             # A card is asked for after the commit: until its gateway has answered, the payment is PENDING.
             outcome = _Decided("PENDING" if request.card_amount else "AUTHORISED")
-            live[holding.reservation_id] = request.payment_id
+            live[holding.hold_id] = request.payment_id
             free[holding.user_id] -= request.balance_amount
             set_aside[holding.user_id] = set_aside.get(holding.user_id, 0) + request.balance_amount
-            # Seats given back whose journal entry is still on its way are not paid for.
-            given_back += [(holding.reservation_id, seat_no) for seat_no in standing.difference(holding.seat_nos)]
+            # What was given back and whose journal entry is still on its way is not paid for.
+            if row.lines != lines:
+                kept[holding.kind][holding.hold_id] = lines
         decided[request.payment_id] = (request, outcome)
 
-    await reservations.release(connection, given_back)
+    for kind, lines_of in kept.items():
+        await wares.BY_KIND[kind].rows.keep(connection, lines_of)
     if decided:
         await _add_payments(connection, list(decided.values()), set_aside)
     return running
+
+
+def _has(row: Standing, lines: Lines) -> bool:
+    return all(row.lines.get(name, 0) >= quantity for name, quantity in lines.items())
 
 
 async def _add_payments(
@@ -194,7 +204,7 @@ async def _add_payments(
         list(set_aside.values()),
         [request.payment_id for request, _ in decided],
         [request.holding.sale_id for request, _ in decided],
-        [request.holding.reservation_id for request, _ in decided],
+        [_id_of(request.holding, "seats") for request, _ in decided],
         [request.holding.user_id for request, _ in decided],
         [request.holding.epoch for request, _ in decided],
         [request.holding.fence for request, _ in decided],
@@ -209,7 +219,12 @@ async def _add_payments(
         [request.payment_method_id for request, _ in decided],
         [request.return_url for request, _ in decided],
         [request.pay_deadline_ms for request, _ in decided],
+        [_id_of(request.holding, "stock") for request, _ in decided],
     )
+
+
+def _id_of(holding: Holding, kind: str) -> str | None:
+    return holding.hold_id if holding.kind == kind else None
 
 
 async def end(postgres: asyncpg.Pool, endings: Mapping[str, str], *, copy_of: Sale | None = None) -> bool:

@@ -18,8 +18,8 @@ import asyncpg
 import msgspec
 
 from engine import ids, offers, reconciliation, reservations, sales, seats
+from engine.moments import LAST_ID, LATEST
 from engine.refusals import IdempotencyKeyReused, NotFound
-from engine.reservations import LAST_ID, LATEST
 from engine.sales import Checkpoint, Sale, SaleBook
 from engine.seats import PaymentRunning, SeatUnknown
 from engine.stores import queries

@@ -12,7 +12,7 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from engine import authorisations, ids, late_payments, payments, seats
+from engine import authorisations, ids, late_payments, payments, seats, wares
 from engine.gateway import (
     Authorised,
     Cancelled,
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 SQL = queries.load("cards")
 
 OPEN: Final = frozenset({"PENDING", "IN_DOUBT"})
+# What a gateway is told that a payment is for.
+_HOLD: Final = ("order_id", "reservation_id")
 
 
 def is_asked(payment: Payment) -> bool:
@@ -155,7 +157,7 @@ class Cards:
                 currency=self.currency,
                 payment_method_id=payment.payment_method_id or "",
                 return_url=payment.return_url,
-                metadata={"sale_id": payment.sale_id, "reservation_id": payment.reservation_id},
+                metadata={"sale_id": payment.sale_id, _HOLD[payment.order_id is None]: payment.hold_id},
             )
         except GatewayUnknown:
             # A key may remember a fault for ever: what was done under it is looked up.
@@ -191,8 +193,8 @@ class Cards:
 
     async def give_up(self, sale: Sale, payment: Payment) -> Payment:
         """Shut the door in Redis, then fail the row; a store that does not answer leaves it to the next who comes."""
-        abandoned = await seats.abandon(
-            self._gate, sale, hold_id=payment.reservation_id, fence=payment.fence, payment_id=payment.payment_id
+        abandoned = await wares.of(sale).scripts.abandon(
+            self._gate, sale, hold_id=payment.hold_id, fence=payment.fence, payment_id=payment.payment_id
         )
         if isinstance(abandoned, seats.Abandoned | seats.HoldUnknown):
             copy_of = sale if isinstance(abandoned, seats.HoldUnknown) else None

@@ -1,13 +1,16 @@
 """Carts: what people mean to buy. A cart holds nothing and freezes no price: an order does, once it is made of it."""
 
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import asyncpg
 import msgspec
 
-from engine.refusals import LimitReached, NotFound
+from engine import ids
+from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
 from engine.stores import queries
 from engine.stores.queries import Connection
+from engine.stores.replies import Refusal
 
 LINES_MAX: Final = 100
 QUANTITY_MAX: Final = 1000
@@ -80,3 +83,84 @@ async def remove(postgres: asyncpg.Pool, *, user_id: str, variant_id: str) -> Ca
 async def empty(postgres: asyncpg.Pool | Connection, user_id: str) -> None:
     """Have nothing in the cart; harmless to repeat."""
     await SQL.empty.execute(postgres, user_id)
+
+
+# Checkout -------------------------------------------------------------------------------------------------------------
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Variants in one order that one sale sells."""
+
+    sale_id: str
+    variant_ids: tuple[str, ...]
+
+
+class MixedSales(Refusal, frozen=True):
+    """These are sold by several sales, and an order is of one."""
+
+    groups: tuple[Group, ...]
+
+
+class CartEmpty(Refusal, frozen=True):
+    """There is nothing in the cart to order."""
+
+
+class Checkout(msgspec.Struct, frozen=True, kw_only=True):
+    """What an order takes from a cart; its id and lines are those of the first request with its key."""
+
+    checkout_id: str
+    order_id: str
+    sale_id: str
+    lines: tuple[tuple[str, int], ...]
+
+
+async def check_out(
+    postgres: asyncpg.Pool, *, checkout_id: str, user_id: str, sale_id: str | None
+) -> Checkout | MixedSales | CartEmpty | IdempotencyKeyReused | None:
+    """Take what one sale sells from a cart, to be ordered; None where the user was wiped.
+
+    Nothing leaves the cart yet: that is `finish`, once units are held. A repeat takes what the first one took, also
+    when the cart has changed since.
+    """
+    fingerprint = ids.fingerprint("cart", sale_id or "")
+    async with postgres.acquire() as connection, connection.transaction():
+        if await SQL.lock_user.fetchrow(connection, user_id) is None:
+            return None
+        earlier = await SQL.find_checkout.fetchrow(connection, checkout_id)
+        if earlier is not None:
+            if earlier["fingerprint"] != fingerprint:
+                return IdempotencyKeyReused()
+            lines = tuple(zip(earlier["variant_ids"], earlier["quantities"], strict=True))
+            of_sale = await SQL.find_sale_of.fetchval(connection, lines[0][0])
+            return Checkout(checkout_id=checkout_id, order_id=earlier["order_id"], sale_id=of_sale, lines=lines)
+        cart = await find(connection, user_id)
+        chosen = [line for line in cart.lines if sale_id is None or line.sale_id == sale_id]
+        if not chosen:
+            return CartEmpty()
+        groups = group((line.variant_id, line.sale_id) for line in chosen)
+        if len(groups) > 1:
+            return MixedSales(groups)
+        order_id = ids.derive_in(groups[0].sale_id, "checkout", checkout_id)
+        lines = tuple([(line.variant_id, line.quantity) for line in chosen])
+        await SQL.add_checkout.execute(
+            connection, checkout_id, user_id, order_id, fingerprint, *map(list, zip(*lines, strict=True))
+        )
+    return Checkout(checkout_id=checkout_id, order_id=order_id, sale_id=groups[0].sale_id, lines=lines)
+
+
+def group(variants: Iterable[tuple[str, str]]) -> tuple[Group, ...]:
+    """Sort variants, each with its sale, by sale."""
+    of_sale: dict[str, list[str]] = {}
+    for variant_id, sale_id in variants:
+        of_sale.setdefault(sale_id, []).append(variant_id)
+    return tuple([Group(sale_id, tuple(variant_ids)) for sale_id, variant_ids in of_sale.items()])
+
+
+async def call_back(postgres: asyncpg.Pool, checkout_id: str) -> None:
+    """Nothing was held: forget the checkout, so that its key may try again with the cart as it is then."""
+    await SQL.remove_checkout.execute(postgres, checkout_id)
+
+
+async def finish(connection: asyncpg.Pool | Connection, order_ids: Sequence[str]) -> None:
+    """Take what these orders were made of out of the carts, once; an order that was made of none is passed over."""
+    await SQL.finish_checkouts.execute(connection, order_ids)

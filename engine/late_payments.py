@@ -20,9 +20,10 @@ from engine import authorisations, errands, ids, payments, sales, seats
 from engine.authorisations import Authorisation
 from engine.errands import Leg
 from engine.gateway import Gateway, GatewayUnavailable, GatewayUnknown, Intent
+from engine.moments import LAST_ID, LATEST
 from engine.payments import Payment
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, SaleClosed
-from engine.reservations import LAST_ID, LATEST, holding_of
+from engine.reservations import holding_of
 from engine.sales import Sale
 from engine.seats import HeldLines, HoldKnown, LookOn, OfferUnknown, SaleNotOpen, SeatTaken, SoldOut
 from engine.stores import queries

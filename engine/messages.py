@@ -11,8 +11,8 @@ import asyncpg
 import msgspec
 
 from engine import sales
+from engine.moments import LAST_ID, LATEST
 from engine.refusals import IdempotencyKeyReused
-from engine.reservations import LAST_ID, LATEST
 from engine.sales import Sale
 from engine.stores import queries
 from engine.stores.keys import SaleKeys

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import asyncpg
 import msgspec
 
-from engine.reservations import LAST_ID, LATEST
+from engine.moments import LAST_ID, LATEST
 from engine.seats import HoldEnded
 from engine.stores import queries
 from engine.stores.queries import Connection
@@ -46,7 +46,11 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
 
     payment_id: str
     sale_id: str
-    reservation_id: str
+    # What it pays is one of the two; either way `hold_id` is its id.
+    reservation_id: str | None
+    order_id: str | None
+    hold_id: str
+    user_coupon_id: str | None
     user_id: str
     fence: int
     fingerprint: str

@@ -5,6 +5,7 @@ or a drop. What is left of a variant is `quantity`, all that there ever was is `
 both.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -17,6 +18,7 @@ from engine import ids, sales
 from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
 from engine.sales import StaleVersion, Terms
 from engine.stores import queries
+from engine.stores.coalesce import Coalescer
 from engine.stores.queries import Connection
 
 PRICE_MAX: Final = 10**12
@@ -34,6 +36,10 @@ Status = Literal["DRAFT", "ON_SALE", "STOPPED", "HIDDEN"]
 STATUSES: Final[tuple[Status, ...]] = ("DRAFT", "ON_SALE", "STOPPED", "HIDDEN")
 # What the public sees; of these only what is ON_SALE is sold.
 SHOWN: Final[tuple[Status, ...]] = ("ON_SALE", "STOPPED")
+
+# What a variant is called stands this long in a process before it is read again.
+_FRESH_S: Final = 5.0
+_LABELS_KEPT_MAX: Final = 100_000
 
 SQL = queries.load("products")
 
@@ -85,6 +91,16 @@ class Product(Label, frozen=True, kw_only=True):
     def value(self) -> int:
         """What all units that there ever were of it cost today."""
         return value_of(price=self.price, units=sum(variant.initial_quantity for variant in self.variants))
+
+
+class VariantLabel(msgspec.Struct, frozen=True):
+    """What a variant is called, whose sale sells it, and the sizes of its product in the operator's order."""
+
+    sale_id: str
+    product_id: str
+    name: str
+    size: str | None
+    siblings: tuple[tuple[str, str | None], ...]
 
 
 class Restocked(Variant, frozen=True, kw_only=True):
@@ -236,3 +252,43 @@ async def _lock(connection: Connection, product_id: str) -> Product | None:
     await SQL.lock_product.execute(connection, product_id)
     # In a statement of its own, which sees what the one before it may have waited for.
     return await find(connection, product_id)
+
+
+# What variants are called ---------------------------------------------------------------------------------------------
+
+
+class Labels:
+    """What variants are called, as one process tells it: at most a few seconds old."""
+
+    def __init__(self, postgres: asyncpg.Pool) -> None:
+        self._postgres = postgres
+        self._known: dict[str, tuple[float, VariantLabel]] = {}
+        # However many ask at once, one read answers them all.
+        self._read = Coalescer(self._read_stale, most=1024, in_flight_max=1)
+
+    async def find(self, variant_ids: Sequence[str]) -> dict[str, VariantLabel]:
+        """What these variants are called; those that do not exist are missing."""
+        # All that are stale are asked for at once.
+        asked = {variant_id: self._fresh(variant_id) or self._read.submit(variant_id) for variant_id in variant_ids}
+        found = {
+            variant_id: label if isinstance(label, VariantLabel) else await label for variant_id, label in asked.items()
+        }
+        return {variant_id: label for variant_id, label in found.items() if label is not None}
+
+    def _fresh(self, variant_id: str) -> VariantLabel | None:
+        until, label = self._known.get(variant_id, (0.0, None))
+        return label if asyncio.get_running_loop().time() < until else None
+
+    async def _read_stale(self, variant_ids: list[str]) -> list[VariantLabel | None]:
+        answers = {variant_id: self._fresh(variant_id) for variant_id in variant_ids}
+        stale = [variant_id for variant_id, label in answers.items() if label is None]
+        until = asyncio.get_running_loop().time() + _FRESH_S
+        for row in await SQL.find_labels.fetch(self._postgres, stale) if stale else ():
+            siblings = tuple(zip(row["sibling_ids"], row["sibling_sizes"], strict=True))
+            label = VariantLabel(row["sale_id"], row["product_id"], row["name"], row["size"], siblings)
+            answers[row["variant_id"]] = label
+            self._known.pop(row["variant_id"], None)
+            self._known[row["variant_id"]] = until, label
+        while len(self._known) > _LABELS_KEPT_MAX:
+            del self._known[next(iter(self._known))]
+        return [answers[variant_id] for variant_id in variant_ids]

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import msgspec
 
-from engine import errands, ids, messages, offers, reservations, sales, seats, settlement, waiting_room
+from engine import errands, ids, messages, offers, reservations, sales, seats, settlement, waiting_room, wares
 from engine.errands import Leg
 from engine.sales import Sale
 from engine.stores import outbox, queries
@@ -197,7 +197,7 @@ def handlers(sale: Sale) -> Mapping[Stream, Handler]:
     """What the entries of each stream of a sale mean to Postgres."""
 
     async def apply(connection: Connection, entries: Sequence[Entry]) -> None:
-        await reservations.record(connection, sale, entries)
+        await wares.of(sale).rows.record(connection, sale, entries)
         await waiting_room.record(connection, sale, entries)
 
     async def bury(_connection: Connection, _entry: Entry) -> str | None:

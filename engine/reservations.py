@@ -4,14 +4,16 @@ One id from hold to end. A row is PENDING, then CONFIRMED or CANCELLED; one that
 hold runs, Redis knows more than the row (the journal comes a moment later); CONFIRMED is a word of Postgres alone.
 """
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, ClassVar, cast
 
 import asyncpg
 import msgspec
 
 from engine import seats
+from engine.holdings import Beside, Lines, Sold, Standing
+from engine.moments import LAST_ID, LATEST, moment
 from engine.sales import Sale, SaleBook
 from engine.stores import queries
 from engine.stores.outbox import BadEntry, Entry
@@ -20,9 +22,7 @@ from engine.stores.replies import Refusal, SaleRebuilding, SaleUnknown, StaleEpo
 from engine.stores.scripts import Gate
 
 SQL = queries.load("reservations")
-
-LATEST = datetime(9999, 1, 1, tzinfo=UTC)
-LAST_ID = "f" * 32
+PAYMENTS = queries.load("payments")
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -56,7 +56,9 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True):
-    """What a row needs to know of a hold."""
+    """What a row needs to know of a hold of seats."""
+
+    kind: ClassVar[str] = "seats"
 
     reservation_id: str
     sale_id: str
@@ -74,11 +76,21 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
     # Of each seat, or of none.
     tiers: tuple[str | None, ...] = ()
 
+    @property
+    def hold_id(self) -> str:
+        """One id from hold to end."""
+        return self.reservation_id
 
-def holding_of(sale: Sale, reservation_id: str, user_id: str, paying: seats.Paying) -> Holding:
+    @property
+    def lines(self) -> Lines:
+        """What is held."""
+        return dict.fromkeys(self.seat_nos, 1)
+
+
+def holding_of(sale: Sale, hold_id: str, user_id: str, paying: seats.Paying) -> Holding:
     """What transaction A needs to know of a hold that is PAYING."""
     return Holding(
-        reservation_id=reservation_id,
+        reservation_id=hold_id,
         sale_id=sale.sale_id,
         schedule_id=str(sale.schedule_id),
         user_id=user_id,
@@ -95,26 +107,18 @@ def holding_of(sale: Sale, reservation_id: str, user_id: str, paying: seats.Payi
     )
 
 
-class Standing(msgspec.Struct):
-    """A row that is locked: how it stands, and the seats that it holds or claims."""
-
-    user_id: str
-    status: str
-    fence: int
-    seat_nos: list[str]
-
-
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
-async def add(connection: Connection, holdings: Sequence[Holding]) -> None:
+async def add(connection: Connection, holdings: Sequence[Any]) -> None:
     """Write PENDING rows with their seats; what is there already, however it stands, stays."""
     if not holdings:
         return
+    ours = cast("Sequence[Holding]", holdings)
     rows = await SQL.add_reservations.fetch(
         connection,
         *[
-            [getattr(holding, name) for holding in holdings]
+            [getattr(holding, name) for holding in ours]
             for name in (
                 "reservation_id",
                 "sale_id",
@@ -133,7 +137,7 @@ async def add(connection: Connection, holdings: Sequence[Holding]) -> None:
     added = {row["reservation_id"] for row in rows}
     lines = [
         (holding.reservation_id, seat_no, holding.sale_id, price, tier)
-        for holding in holdings
+        for holding in ours
         if holding.reservation_id in added
         for seat_no, price, tier in zip(
             holding.seat_nos, holding.prices, holding.tiers or (None,) * len(holding.seat_nos), strict=True
@@ -151,7 +155,7 @@ async def release(connection: Connection, released: Sequence[tuple[str, str]]) -
         await SQL.sum_lines.execute(connection, list(set(reservation_ids)))
 
 
-async def end(connection: Connection, endings: dict[str, str]) -> None:
+async def end(connection: Connection, endings: Mapping[str, str]) -> None:
     """End rows that still wait, each with its reason, and their seats."""
     if endings:
         rows = await SQL.end_reservations.fetch(connection, list(endings), list(endings.values()))
@@ -214,12 +218,114 @@ def _holding(sale: Sale, entry: Entry) -> Holding:
     )
 
 
+# For transactions A and B ---------------------------------------------------------------------------------------------
+
+
 async def lock(connection: Connection, reservation_ids: Sequence[str]) -> dict[str, Standing]:
     """Lock rows in id order and answer how they stand; their seats are still to be read."""
     return {
-        row["reservation_id"]: Standing(row["user_id"], row["status"], row["fence"], [])
+        row["reservation_id"]: Standing(row["user_id"], row["status"], row["fence"])
         for row in await SQL.lock_reservations.fetch(connection, reservation_ids)
     }
+
+
+async def read_beside(
+    connection: Connection, rows: Mapping[str, Standing], payment_ids: Sequence[str], reservation_ids: Sequence[str]
+) -> list[Beside]:
+    """Read what stands beside these payments, and the seats of the locked rows."""
+    found = await SQL.find_beside.fetch(connection, payment_ids, reservation_ids)
+    for row in found:
+        rows[row["reservation_id"]].lines = dict.fromkeys(row["seat_nos"], 1)
+    return [Beside(row["payment_id"], row["reservation_id"], row["is_known"], row["live_payment_id"]) for row in found]
+
+
+async def keep(connection: Connection, kept: Mapping[str, Lines]) -> None:
+    """Leave rows that still wait these seats of those they have, and sum up what is left."""
+    if kept:
+        lines = [(reservation_id, seat_no) for reservation_id, left in kept.items() for seat_no in left]
+        await SQL.keep_lines.execute(connection, list(kept), *map(list, zip(*lines, strict=True)))
+        await SQL.sum_lines.execute(connection, list(kept))
+
+
+class _Claims:
+    """Whose each seat is while a batch is decided."""
+
+    def __init__(self, owners: dict[str, str]) -> None:
+        self._owners = owners
+
+    def allow(self, hold_id: str, lines: Lines) -> bool:
+        return all(self._owners.get(seat_no, hold_id) == hold_id for seat_no in lines)
+
+    def take(self, hold_id: str, lines: Lines) -> None:
+        self._owners.update(dict.fromkeys(lines, hold_id))
+
+
+async def read_claims(connection: Connection, sale: Sale, rows: Mapping[str, Standing]) -> _Claims:  # noqa: ARG001
+    """Read the seats of locked rows, and who claims those that are claimed."""
+    owners = {}
+    for line in await SQL.find_lines.fetch(connection, list(rows)):
+        rows[line["reservation_id"]].lines[line["seat_no"]] = 1
+        if line["claimed_by"]:
+            owners[line["seat_no"]] = line["claimed_by"]
+    return _Claims(owners)
+
+
+async def sell(connection: Connection, sale: Sale, sold: Sequence[Sold]) -> None:
+    """Write sales that stand: each seat is claimed and has a ticket, reservation and payment are confirmed."""
+    reservation_ids = [each.hold_id for each in sold]
+    await SQL.sell_seats.execute(connection, sale.sale_id, reservation_ids, [each.user_id for each in sold])
+    await SQL.confirm_reservations.execute(connection, reservation_ids, [each.payment_id for each in sold])
+
+
+async def record_restored(connection: Connection, entries: Sequence[Entry]) -> None:
+    """Nothing: a seat says itself whose it is, so nothing here depends on what Redis has caught up with."""
+
+
+async def restore(gate: Gate, connection: Connection, sale: Sale, *, most: int) -> int:
+    """Make seats in Redis what they are here, of at most so many reservations; returns of how many.
+
+    The claims stay locked until Redis has answered: one that was given up in between would come back as SOLD, for ever.
+    """
+    rows = await SQL.lock_restores.fetch(connection, sale.sale_id, most)
+    wanted: dict[str, dict[str, str | None]] = {row["hold_id"]: {} for row in rows}
+    for line in await SQL.find_all_lines.fetch(connection, list(wanted)):
+        wanted[line["reservation_id"]][line["seat_no"]] = line["tier"]
+    seat_nos = [seat_no for lines in wanted.values() for seat_no in lines]
+    claims = {
+        row["seat_no"]: (row["reservation_id"], row["fence"])
+        for row in await SQL.lock_claims.fetch(connection, sale.sale_id, seat_nos)
+    }
+    done = []
+    for row in rows:
+        restored = await seats.restore(
+            gate,
+            sale,
+            hold_id=row["hold_id"],
+            fence=row["fence"],
+            buyer_id=row["user_id"],
+            reason=row["reason"] or "LATE_UNFULFILLABLE",
+            goes_next=row["token_goes_next"],
+            claims=[
+                seats.Claim(seat_no, *claims.get(seat_no, (None, 0)), tier=tier)
+                for seat_no, tier in wanted[row["hold_id"]].items()
+            ],
+        )
+        if isinstance(restored, seats.Restored | seats.HoldUnknown):
+            done.append(row["hold_id"])
+    await PAYMENTS.finish_restores.execute(connection, done)
+    return len(done)
+
+
+async def list_forgotten(connection: asyncpg.Pool | Connection, sale: Sale, *, within_s: float, most: int) -> list[str]:
+    """List rows long past their deadline that no live payment keeps."""
+    rows = await SQL.list_forgotten.fetch(connection, sale.sale_id, within_s, most)
+    return [row["reservation_id"] for row in rows]
+
+
+async def explain(connection: asyncpg.Pool | Connection, reservation_id: str, user_id: str) -> str | None:
+    """Why a user's reservation that Redis has forgotten is over, SOLD where it was bought; None without a row."""
+    reason: str | None = await SQL.find_reason.fetchval(connection, reservation_id, user_id)
+    return reason
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -288,8 +394,3 @@ def from_row(row: asyncpg.Record | dict[str, Any]) -> Reservation:
         values |= {"status": "CANCELLED", "reason": "EXPIRED"}
         lines = tuple([msgspec.structs.replace(line, status="ENDED") for line in lines])
     return Reservation(**values, lines=lines)
-
-
-def moment(ms: int) -> datetime:
-    """A moment that a script told in milliseconds."""
-    return datetime.fromtimestamp(ms / 1000, UTC)

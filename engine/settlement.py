@@ -1,10 +1,10 @@
 """Settlement: the transaction in which a sale becomes true, or is undone.
 
 Redis has confirmed; here Postgres decides. The caller owns the stream (its watermark is locked). Then *read* under
-locks taken in one order (balances, payments, reservations, each by id), *decide* in the order of the entries, *write*
-in a few statements that each touch a row at most once. A sale stands only if its payment is AUTHORISED for this hold
-and fence and every seat is unclaimed. What does not stand is voided in the same transaction: nobody is charged for
-something that was lost.
+locks taken in one order (balances, payments, reservations or orders, variants, each by id), *decide* in the order of
+the entries, *write* in a few statements that each touch a row at most once. A sale stands only if its payment is
+AUTHORISED for this hold and fence, and every seat is unclaimed or enough is left of every variant. What does not stand
+is voided in the same transaction: nobody is charged for something that was lost.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,15 @@ from typing import Literal
 import asyncpg
 import msgspec
 
-from engine import errands, reservations, waiting_room
+from engine import errands, waiting_room, wares
 from engine.errands import Leg
-from engine.reservations import Standing
+from engine.holdings import Claims, Sold, Standing
 from engine.sales import Sale
 from engine.stores import queries
 from engine.stores.outbox import BadEntry, Divergence, Entry, Handler
 from engine.stores.queries import Connection
 
 SQL = queries.load("payments")
-RESERVATIONS = queries.load("reservations")
 
 LIVE = ("PENDING", "AUTHORISED", "IN_DOUBT")
 
@@ -38,7 +37,7 @@ class _Balance(msgspec.Struct):
 
 
 class _Payment(msgspec.Struct):
-    reservation_id: str
+    hold_id: str
     user_id: str
     fence: int
     status: str
@@ -51,9 +50,7 @@ class _Payment(msgspec.Struct):
 class _Verdict(msgspec.Struct):
     """What a batch comes to: ids by what happens to them."""
 
-    confirmed: list[str] = []
-    buyers: list[str] = []
-    paid: list[str] = []
+    sold: list[Sold] = []
     uses: list[tuple[str, str, int, int, int]] = []
     captures: list[Leg] = []
     voids: list[Leg] = []
@@ -64,7 +61,7 @@ class _Verdict(msgspec.Struct):
 
 
 def handler(sale: Sale) -> Handler:
-    """What is done with the outbox of a sale of seats."""
+    """What is done with the outbox of a sale."""
 
     async def apply(connection: Connection, entries: Sequence[Entry]) -> None:
         for part in cut(entries):
@@ -91,16 +88,18 @@ def cut(entries: Sequence[Entry]) -> list[list[Entry]]:
 async def settle(connection: Connection, sale: Sale, entries: Sequence[Entry]) -> None:
     """Apply facts of a sale's outbox, inside the transaction that owns it.
 
-    Raises Divergence for a sale whose payment or reservation Postgres never had (Redis then tells another history),
+    Raises Divergence for a sale whose payment or row Postgres never had (Redis then tells another history),
     and BadEntry.
     """
+    keeper = wares.of(sale).rows
+    await keeper.record_restored(connection, entries)
     facts = [entry for entry in entries if entry.kind in {"confirmed", "abandoned"}]
     if not facts:
-        return  # `restored` says that Redis has caught up with what is already written here
+        return
     balances = await _lock_balances(connection, facts)
     payments = await _lock_payments(connection, facts)
-    rows = await reservations.lock(connection, [fact.id("hold_id") for fact in facts])
-    claims = await _read_lines(connection, rows)
+    rows = await keeper.lock(connection, [fact.id("hold_id") for fact in facts])
+    claims = await keeper.read_claims(connection, sale, rows)
 
     verdict = _Verdict()
     for entry in facts:
@@ -110,7 +109,7 @@ async def settle(connection: Connection, sale: Sale, entries: Sequence[Entry]) -
         elif payment is None or row is None:
             raise Divergence(
                 f"outbox n {entry.n}: hold {entry.id('hold_id')} was sold to payment {entry.id('payment_id')}, "
-                f"and Postgres has no such {'payment' if payment is None else 'reservation'}",
+                f"and Postgres has no such {'payment' if payment is None else 'hold'}",
                 entry=entry,
             )
         else:
@@ -135,16 +134,6 @@ async def _lock_payments(connection: Connection, facts: Sequence[Entry]) -> dict
     return {row["payment_id"]: _Payment(**{name: row[name] for name in _Payment.__struct_fields__}) for row in rows}
 
 
-async def _read_lines(connection: Connection, rows: Mapping[str, Standing]) -> dict[str, str]:
-    """Read the seats of these rows; returns who claims those that are claimed."""
-    claims = {}
-    for line in await RESERVATIONS.find_lines.fetch(connection, list(rows)):
-        rows[line["reservation_id"]].seat_nos.append(line["seat_no"])
-        if line["claimed_by"]:
-            claims[line["seat_no"]] = line["claimed_by"]
-    return claims
-
-
 # Decide ---------------------------------------------------------------------------------------------------------------
 
 
@@ -154,18 +143,18 @@ def _decide_confirmed(
     payment: _Payment,
     row: Standing,
     balances: Mapping[str, _Balance],
-    claims: dict[str, str],
+    claims: Claims,
 ) -> None:
     hold_id, payment_id, fence = entry.id("hold_id"), entry.id("payment_id"), entry.number("fence")
-    is_of_this_hold = payment.reservation_id == hold_id and payment.fence == fence and row.fence == fence
+    is_of_this_hold = payment.hold_id == hold_id and payment.fence == fence and row.fence == fence
     if is_of_this_hold and payment.status in {"SUCCESS", "IN_DOUBT"}:
         return  # the very same sale told again, or one that an operator decides
     stands = (
         is_of_this_hold
         and payment.status == "AUTHORISED"
         and row.status == "PENDING"
-        and len(row.seat_nos) > 0
-        and all(claims.get(seat_no, hold_id) == hold_id for seat_no in row.seat_nos)
+        and len(row.lines) > 0
+        and claims.allow(hold_id, row.lines)
     )
     if not stands:
         if is_of_this_hold:
@@ -176,10 +165,8 @@ def _decide_confirmed(
         verdict.restores[hold_id] = fence
         return
     row.status, payment.status = "CONFIRMED", "SUCCESS"
-    claims.update(dict.fromkeys(row.seat_nos, hold_id))
-    verdict.confirmed.append(hold_id)
-    verdict.buyers.append(row.user_id)
-    verdict.paid.append(payment_id)
+    claims.take(hold_id, row.lines)
+    verdict.sold.append(Sold(hold_id, row.user_id, payment_id))
     if entry.number("queue_no") > 0:
         verdict.processed.append((entry.number("queue_no"), entry.id("buyer_id")))
     verdict.captures.append(Leg(payment_id, payment.card_amount))
@@ -196,8 +183,8 @@ def _decide_abandoned(
 ) -> None:
     """Redis has shut the door: end what whoever shut it may not have lived to end.
 
-    No payment: whoever began it died before transaction A. No reservation: the journal has not brought it yet, and the
-    reconciler ends it when it comes.
+    No payment: whoever began it died before transaction A. No row of the hold: the journal has not brought it yet, and
+    the reconciler ends it when it comes.
     """
     if payment is not None and payment.status in {"PENDING", "AUTHORISED"}:
         _end_payment(verdict, entry.id("payment_id"), payment, balances)
@@ -223,9 +210,9 @@ def _end_payment(verdict: _Verdict, payment_id: str, payment: _Payment, balances
 
 
 async def _write(connection: Connection, sale: Sale, verdict: _Verdict, balances: dict[str, _Balance]) -> None:
-    if verdict.confirmed:
-        await SQL.sell_seats.execute(connection, sale.sale_id, verdict.confirmed, verdict.buyers)
-        await SQL.confirm_sales.execute(connection, verdict.confirmed, verdict.paid)
+    keeper = wares.of(sale).rows
+    if verdict.sold:
+        await keeper.sell(connection, sale, verdict.sold)
     if verdict.ended_payments:
         ended = verdict.ended_payments
         reasons = ["hold_ended"] * len(ended)
@@ -241,7 +228,7 @@ async def _write(connection: Connection, sale: Sale, verdict: _Verdict, balances
             [balance.version for balance in balances.values()],
             *([use[at] for use in verdict.uses] for at in range(5)),
         )
-    await reservations.end(connection, verdict.endings)
+    await keeper.end(connection, verdict.endings)
     if verdict.restores:
         await SQL.add_restores.execute(
             connection, sale.sale_id, list(verdict.restores), list(verdict.restores.values())
@@ -264,7 +251,7 @@ async def resolve(postgres: asyncpg.Pool, sale: Sale, *, payment_id: str, resolu
     """Do an operator's word on a payment in doubt; False when none of its facts waits for one.
 
     AUTHORISED: the fact that could not be applied is applied now, as a batch of its own. FAILED: its payment is voided,
-    and the seats are given back. Raises what stands in the fact's way, if it still does, and changes nothing then.
+    and what was held is given back. Raises what stands in the fact's way, if it still does, and changes nothing then.
     """
     async with postgres.acquire() as connection, connection.transaction():
         # Whoever owns the stream waits: claims are decided by one at a time.
@@ -289,7 +276,7 @@ async def _undo(connection: Connection, sale: Sale, payment_id: str) -> None:
     }
     (row,) = await SQL.lock_payments.fetch(connection, [payment_id])
     payment = _Payment(**{name: row[name] for name in _Payment.__struct_fields__})
-    verdict = _Verdict(endings={payment.reservation_id: "LATE_UNFULFILLABLE"})
+    verdict = _Verdict(endings={payment.hold_id: "LATE_UNFULFILLABLE"})
     _end_payment(verdict, payment_id, payment, balances)
-    verdict.restores[payment.reservation_id] = payment.fence
+    verdict.restores[payment.hold_id] = payment.fence
     await _write(connection, sale, verdict, balances)

@@ -93,6 +93,12 @@ class Held(Reply, frozen=True):
         return lines_of(self.units, self.prices)
 
 
+class Left(Reply, frozen=True):
+    """So many units of each are left."""
+
+    quantities: tuple[str, ...]
+
+
 class Released(Reply, frozen=True):
     """The units were given back; `repeated` 1 where this very request did it before."""
 
@@ -158,12 +164,24 @@ NotHeld = (
 HeldAnswer = Held | LookOn | NotHeld
 ReleasedAnswer = Released | UnitUnknown | HoldEnded | PaymentRunning | IdempotencyKeyReused | NotFound | Unavailable
 
+LEFT = Script("stock/left", SaleKeys, Left | Unavailable)
 HOLD = Script("stock/hold", SaleKeys, HeldAnswer)
 RELEASE = Script("stock/release", SaleKeys, ReleasedAnswer)
 CONFIRM = Script("stock/confirm", SaleKeys, Confirmed | PaymentMismatch | HoldUnknown | Unavailable)
 ABANDON = Script("stock/abandon", SaleKeys, Abandoned | HoldSold | HoldUnknown | Unavailable)
 EXPIRE = Script("stock/expire", SaleKeys, Expired | Unavailable)
 RESTORE = Script("stock/restore", SaleKeys, Restored | HoldUnknown | Unavailable)
+
+
+# --- what anybody may know --------------------------------------------------------------------------------------------
+
+
+async def left(gate: Gate, sale: Sale, variant_ids: Sequence[str]) -> dict[str, int] | Unavailable:
+    """How many units of these variants anybody may have now."""
+    found = await sales.ask(gate, sale, LEFT, variant_ids=tuple(variant_ids))
+    if not isinstance(found, Left):
+        return found
+    return dict(zip(variant_ids, map(int, found.quantities), strict=True))
 
 
 # --- what a buyer does ------------------------------------------------------------------------------------------------

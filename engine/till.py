@@ -11,12 +11,12 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from engine import authorisations, payments, seats
+from engine import authorisations, payments, seats, wares
 from engine.authorisations import Authorisation, OutcomeUnknown
 from engine.cards import Cards
+from engine.moments import moment
 from engine.payments import LIVE, Payment
 from engine.refusals import IdempotencyKeyReused, NotFound, SlowDown
-from engine.reservations import holding_of, moment
 from engine.sales import Sale
 from engine.seats import HoldEnded, PaymentRunning
 from engine.stores import queries
@@ -29,7 +29,6 @@ from engine.waiters import Waiters
 logger = logging.getLogger(__name__)
 
 SQL = queries.load("payments")
-RESERVATIONS = queries.load("reservations")
 
 ANSWER_WITHIN_S: Final = 2.0
 
@@ -90,7 +89,7 @@ class Till:
         sale: Sale,
         *,
         payment_id: str,
-        reservation_id: str,
+        hold_id: str,
         user_id: str,
         fingerprint: str,
         tender: Tender = BALANCE,
@@ -103,24 +102,25 @@ class Till:
         """
         if tender.method != "BALANCE" and self._cards is None:
             raise ValueError("this till takes no cards")
-        answered, repeated = await self._pay(sale, payment_id, reservation_id, user_id, fingerprint, tender)
+        answered, repeated = await self._pay(sale, payment_id, hold_id, user_id, fingerprint, tender)
         if repeated and isinstance(answered, Payment):
             return msgspec.structs.replace(answered, repeated=True)
         return answered
 
     async def _pay(
-        self, sale: Sale, payment_id: str, reservation_id: str, user_id: str, fingerprint: str, tender: Tender
+        self, sale: Sale, payment_id: str, hold_id: str, user_id: str, fingerprint: str, tender: Tender
     ) -> tuple[Answer, bool]:
         """Pay; answers whether this id was seen before, too."""
-        paying = await seats.pay(self._gate, sale, hold_id=reservation_id, buyer_id=user_id, payment_id=payment_id)
+        ware = wares.of(sale)
+        paying = await ware.scripts.pay(self._gate, sale, hold_id=hold_id, buyer_id=user_id, payment_id=payment_id)
         if not isinstance(paying, seats.Paying):
-            answer = self._answer_without_paying(paying, sale, payment_id, reservation_id, user_id, fingerprint)
+            answer = self._answer_without_paying(paying, sale, payment_id, hold_id, user_id, fingerprint)
             return await answer, True
         repeated = paying.repeated == 1
         request = Authorisation(
             payment_id=payment_id,
             fingerprint=fingerprint,
-            holding=holding_of(sale, reservation_id, user_id, paying),
+            holding=ware.rows.holding_of(sale, hold_id, user_id, paying),
             pay_deadline_ms=paying.pay_deadline_ms,
             method=tender.method,
             card_amount=tender.card_amount(paying.amount),
@@ -133,13 +133,13 @@ class Till:
             logger.warning("payment %s: %s", payment_id, fault)
             return _unknown(sale, request), repeated  # its row, if there is one, is the reconciler's to finish
         if isinstance(payment, PaymentRunning):
-            await self._give_up(sale, reservation_id, paying.fence, payment_id)
+            await self._give_up(sale, hold_id, paying.fence, payment_id)
             return payment, repeated
-        if payment.fingerprint != fingerprint or payment.reservation_id != reservation_id:
+        if payment.fingerprint != fingerprint or payment.hold_id != hold_id:
             return IdempotencyKeyReused(), repeated
         if payment.status not in LIVE:
             if payment.public_status == "FAILED":
-                await self._give_up(sale, reservation_id, payment.fence, payment_id)
+                await self._give_up(sale, hold_id, payment.fence, payment_id)
             return payment, repeated
         return await self.go_on(sale, payment), repeated
 
@@ -156,8 +156,8 @@ class Till:
 
     async def _confirm(self, sale: Sale, payment: Payment) -> Payment:
         try:
-            confirmed = await seats.confirm(
-                self._gate, sale, hold_id=payment.reservation_id, fence=payment.fence, payment_id=payment.payment_id
+            confirmed = await wares.of(sale).scripts.confirm(
+                self._gate, sale, hold_id=payment.hold_id, fence=payment.fence, payment_id=payment.payment_id
             )
         except (StoreUnavailable, ScriptFault) as fault:
             # Whether it is sold is not known: the funds stay set aside, and the reconciler asks again.
@@ -178,11 +178,11 @@ class Till:
             case _:
                 return payment
 
-    async def _give_up(self, sale: Sale, reservation_id: str, fence: int, payment_id: str) -> None:
+    async def _give_up(self, sale: Sale, hold_id: str, fence: int, payment_id: str) -> None:
         try:
-            await seats.abandon(self._gate, sale, hold_id=reservation_id, fence=fence, payment_id=payment_id)
+            await wares.of(sale).scripts.abandon(self._gate, sale, hold_id=hold_id, fence=fence, payment_id=payment_id)
         except (StoreUnavailable, ScriptFault) as fault:
-            # The payment is refused already; the reconciler frees the seats past the pay deadline.
+            # The payment is refused already; the reconciler frees the hold past the pay deadline.
             logger.warning("payment %s: abandon was not answered: %s", payment_id, fault)
 
     async def _answer_without_paying(
@@ -190,14 +190,14 @@ class Till:
         paying: seats.PayingAnswer,
         sale: Sale,
         payment_id: str,
-        reservation_id: str,
+        hold_id: str,
         user_id: str,
         fingerprint: str,
     ) -> Answer:
         row = await SQL.find_payment.fetchrow(self._postgres, payment_id, user_id)
         if row is not None:
             payment = payments.from_row(row)
-            if payment.fingerprint != fingerprint or payment.reservation_id != reservation_id:
+            if payment.fingerprint != fingerprint or payment.hold_id != hold_id:
                 return IdempotencyKeyReused()
             if payment.status not in LIVE:
                 return payment
@@ -211,10 +211,9 @@ class Till:
                 return HoldEnded(reason="EXPIRED")
             case NotFound():
                 # Redis forgets an ended hold after the repeat window; its row is kept.
-                reservation = await RESERVATIONS.find_reservation.fetchrow(self._postgres, reservation_id, user_id)
-                if reservation is not None:
-                    return HoldEnded(reason=reservation["reason"] or "SOLD")
-                return paying
+                async with self._postgres.acquire() as connection:
+                    reason = await wares.of(sale).rows.explain(connection, hold_id, user_id)
+                return HoldEnded(reason=reason) if reason is not None else paying
             case seats.Paying():
                 raise AssertionError("a hold that is PAYING goes on to be authorised")
             case refusal:
@@ -227,7 +226,10 @@ def _unknown(sale: Sale, request: Authorisation) -> Payment:
     return Payment(
         payment_id=request.payment_id,
         sale_id=holding.sale_id,
-        reservation_id=holding.reservation_id,
+        reservation_id=holding.hold_id if holding.kind == "seats" else None,
+        order_id=holding.hold_id if holding.kind == "stock" else None,
+        hold_id=holding.hold_id,
+        user_coupon_id=None,
         user_id=holding.user_id,
         fence=holding.fence,
         fingerprint=request.fingerprint,

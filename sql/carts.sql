@@ -43,3 +43,52 @@ WHERE user_id = $1
 -- Nothing at all any more.
 DELETE FROM cart_items
 WHERE user_id = $1;
+
+-- name: find_checkout
+-- What an earlier request with this key took from the cart.
+SELECT checkout_id, order_id, fingerprint, variant_ids, quantities
+FROM checkouts
+WHERE checkout_id = $1;
+
+-- name: add_checkout
+-- What is taken from the cart under a key; whoever adds it has locked the cart, and looked for an earlier one.
+INSERT INTO checkouts (checkout_id, user_id, order_id, fingerprint, variant_ids, quantities)
+VALUES ($1, $2, $3, $4, $5, $6);
+
+-- name: remove_checkout
+-- Nothing was ordered: the same key may try again, with the cart as it is then.
+DELETE FROM checkouts
+WHERE checkout_id = $1
+  AND done_at IS NULL;
+
+-- name: finish_checkouts
+-- What these orders were made of leaves the carts, once; what was put in since stays.
+WITH finished AS (
+  UPDATE checkouts
+  SET done_at = now()
+  WHERE order_id = ANY ($1::uuid[])
+    AND done_at IS NULL
+  RETURNING user_id, variant_ids, quantities
+), ordered AS (
+  SELECT finished.user_id, line.variant_id, line.quantity
+  FROM finished
+  CROSS JOIN LATERAL unnest(variant_ids, quantities) AS line (variant_id, quantity)
+), lowered AS (
+  UPDATE cart_items AS items
+  SET quantity = items.quantity - ordered.quantity, updated_at = now()
+  FROM ordered
+  WHERE items.user_id = ordered.user_id
+    AND items.variant_id = ordered.variant_id
+    AND items.quantity > ordered.quantity
+)
+DELETE FROM cart_items AS items
+USING ordered
+WHERE items.user_id = ordered.user_id
+  AND items.variant_id = ordered.variant_id
+  AND items.quantity <= ordered.quantity;
+
+-- name: find_sale_of
+-- Which sale sells a variant.
+SELECT sale_id
+FROM product_variants
+WHERE variant_id = $1;

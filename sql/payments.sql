@@ -1,9 +1,9 @@
 -- Payments: authorised in one transaction (A), settled in another (B), and read back by whoever waits.
 --
--- Locks are taken in one order everywhere: watermark, balances, payments, reservations, each by id.
+-- Locks are taken in one order everywhere: watermark, balances, payments, reservations or orders, each by id.
 
 -- name: lock_balances
--- What is free of these users' balances, locked in id order; and which of these reservations have a row.
+-- What is free of these users' balances, locked in id order; and which of these holds have a row.
 WITH locked AS MATERIALIZED (
   SELECT user_id, amount - set_aside AS free
   FROM balances
@@ -16,7 +16,11 @@ FROM locked
 UNION ALL
 SELECT reservation_id, NULL
 FROM reservations
-WHERE reservation_id = ANY ($2::uuid[]);
+WHERE reservation_id = ANY ($2::uuid[])
+UNION ALL
+SELECT order_id, NULL
+FROM orders
+WHERE order_id = ANY ($3::uuid[]);
 
 -- name: lock_balances_of_payments
 -- Balances of whoever pays these, locked in id order.
@@ -29,31 +33,11 @@ FOR NO KEY UPDATE;
 -- name: lock_payments
 -- These payments, locked in id order.
 SELECT
-  payment_id, reservation_id, user_id, fence, status, final_amount, balance_amount, card_amount, decline_code
+  payment_id, hold_id, user_id, fence, status, final_amount, balance_amount, card_amount, decline_code
 FROM payments
 WHERE payment_id = ANY ($1::uuid[])
 ORDER BY payment_id
 FOR NO KEY UPDATE;
-
--- name: find_beside
--- What stands beside each of these payments: whether it has a row, and the seats and the live payment of its
--- reservation. Read after the locks: a statement that waited for one still sees what was before its wait.
-SELECT
-  asked.payment_id,
-  asked.reservation_id,
-  EXISTS (SELECT FROM payments WHERE payments.payment_id = asked.payment_id) AS is_known,
-  (
-    SELECT payments.payment_id
-    FROM payments
-    WHERE payments.reservation_id = asked.reservation_id
-      AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
-  ) AS live_payment_id,
-  ARRAY(
-    SELECT lines.seat_no
-    FROM reservation_seats AS lines
-    WHERE lines.reservation_id = asked.reservation_id AND lines.status <> 'ENDED'
-  ) AS seat_nos
-FROM unnest($1::uuid[], $2::uuid[]) AS asked (payment_id, reservation_id);
 
 -- name: add_payments
 -- Payments with the outcome that was decided for each, in id order, and the funds set aside for them, by user.
@@ -64,20 +48,20 @@ WITH funds AS (
   WHERE balances.user_id = changed.user_id
 )
 INSERT INTO payments (
-  payment_id, sale_id, reservation_id, user_id, epoch, fence, fingerprint, method, status, reason, needed, available,
-  original_amount, final_amount, balance_amount, card_amount, payment_method_id, return_url, pay_deadline, authorised_at
+  payment_id, sale_id, reservation_id, order_id, user_id, epoch, fence, fingerprint, method, status, reason, needed,
+  available, original_amount, final_amount, balance_amount, card_amount, payment_method_id, return_url, pay_deadline, authorised_at
 )
 SELECT
-  payment_id, sale_id, reservation_id, user_id, epoch, fence, fingerprint, method, status, reason, needed, available,
-  amount, amount, amount - card_amount, card_amount, payment_method_id, return_url,
+  payment_id, sale_id, reservation_id, order_id, user_id, epoch, fence, fingerprint, method, status, reason, needed,
+  available, amount, amount, amount - card_amount, card_amount, payment_method_id, return_url,
   to_timestamp(pay_deadline_ms / 1000.0),
   CASE WHEN status = 'AUTHORISED' THEN now() END
 FROM unnest(
   $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::bigint[], $8::bigint[], $9::text[], $10::text[], $11::text[],
-  $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], $16::text[], $17::text[], $18::text[], $19::bigint[]
+  $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], $16::text[], $17::text[], $18::text[], $19::bigint[], $20::uuid[]
 ) AS decided (
   payment_id, sale_id, reservation_id, user_id, epoch, fence, fingerprint, status, reason, needed, available, amount,
-  card_amount, method, payment_method_id, return_url, pay_deadline_ms
+  card_amount, method, payment_method_id, return_url, pay_deadline_ms, order_id
 )
 ORDER BY payment_id;
 
@@ -87,41 +71,6 @@ UPDATE balances
 SET set_aside = balances.set_aside - freed.amount, updated_at = now()
 FROM unnest($1::uuid[], $2::bigint[]) AS freed (user_id, amount)
 WHERE balances.user_id = freed.user_id;
-
--- name: sell_seats
--- The sale itself: a seat that somebody else claims makes this statement fail. The catalogue's map and what is left of
--- the schedule (its version is the operator's, and stays) say the same, and each seat gets a ticket.
-WITH claimed AS (
-  UPDATE reservation_seats
-  SET status = 'CLAIMED', updated_at = now()
-  WHERE reservation_id = ANY ($2::uuid[]) AND status = 'HELD'
-  RETURNING reservation_id, seat_no
-), marked AS (
-  UPDATE seats
-  SET sold = true, updated_at = now()
-  FROM claimed
-  WHERE seats.sale_id = $1 AND seats.seat_no = claimed.seat_no
-), counted AS (
-  UPDATE schedules
-  SET seats_available = seats_available - (SELECT count(*) FROM claimed), updated_at = now()
-  WHERE sale_id = $1
-)
-INSERT INTO tickets (reservation_id, seat_no, sale_id, user_id)
-SELECT claimed.reservation_id, claimed.seat_no, $1, bought.user_id
-FROM claimed
-JOIN unnest($2::uuid[], $3::uuid[]) AS bought (reservation_id, user_id) USING (reservation_id)
-ORDER BY claimed.reservation_id, claimed.seat_no;
-
--- name: confirm_sales
--- Reservations whose sale stands, and their payments, whose money is taken now.
-WITH confirmed AS (
-  UPDATE reservations
-  SET status = 'CONFIRMED', confirmed_at = now(), version = version + 1, updated_at = now()
-  WHERE reservation_id = ANY ($1::uuid[]) AND status = 'PENDING'
-)
-UPDATE payments
-SET status = 'SUCCESS', paid_at = now(), version = version + 1, updated_at = now()
-WHERE payment_id = ANY ($2::uuid[]) AND status = 'AUTHORISED';
 
 -- name: end_payments
 -- Payments that end without money taken, each as FAILED or VOIDED and with its reason.
@@ -166,7 +115,7 @@ ON CONFLICT (hold_id) DO UPDATE SET done_at = NULL;
 -- name: find_payments
 -- Payments by id.
 SELECT
-  payment_id, sale_id, reservation_id, user_id, fence, fingerprint, method, status, reason, needed, available,
+  payment_id, sale_id, reservation_id, order_id, hold_id, user_coupon_id, user_id, fence, fingerprint, method, status, reason, needed, available,
   original_amount, discount_amount, final_amount, refunded_amount, balance_amount, card_amount, payment_method_id,
   return_url, gateway_ref, action_url, decline_code, pay_deadline, created_at, paid_at, version
 FROM payments
@@ -194,7 +143,7 @@ LIMIT $4;
 
 -- name: list_unsettled
 -- Payments of a sale that have not moved for a while: authorised, or past their deadline where no gateway has a word.
-SELECT payment_id, reservation_id, user_id, epoch, fence, status, pay_deadline
+SELECT payment_id, hold_id, user_id, epoch, fence, status, pay_deadline
 FROM payments
 WHERE sale_id = $1
   AND (status = 'AUTHORISED' OR (status = 'PENDING' AND card_amount = 0 AND pay_deadline < now()))
@@ -202,36 +151,9 @@ WHERE sale_id = $1
 ORDER BY updated_at
 LIMIT $3;
 
--- name: lock_restores
--- Seats of a sale that are still to be given back, oldest first, and that nobody else is giving back this moment.
-SELECT
-  restores.hold_id, restores.fence, restores.token_goes_next, reservations.user_id, reservations.reason
-FROM restores
-JOIN reservations ON reservations.reservation_id = restores.hold_id
-WHERE restores.sale_id = $1 AND restores.done_at IS NULL
-ORDER BY restores.created_at
-LIMIT $2
-FOR UPDATE OF restores SKIP LOCKED;
-
--- name: find_all_lines
--- Every seat that these reservations ever had.
-SELECT reservation_id, seat_no, tier
-FROM reservation_seats
-WHERE reservation_id = ANY ($1::uuid[])
-ORDER BY reservation_id, seat_no;
-
--- name: lock_claims
--- Whose these seats are; they stay so until this transaction ends.
-SELECT claims.seat_no, claims.reservation_id, reservations.fence
-FROM reservation_seats AS claims
-JOIN reservations USING (reservation_id)
-WHERE claims.sale_id = $1 AND claims.seat_no = ANY ($2::text[]) AND claims.status = 'CLAIMED'
-ORDER BY claims.seat_no
-FOR SHARE OF claims;
-
--- name: finish_restore
--- Redis says what Postgres says.
-UPDATE restores SET done_at = now(), attempts = attempts + 1 WHERE hold_id = $1;
+-- name: finish_restores
+-- Redis says of these what Postgres says.
+UPDATE restores SET done_at = now(), attempts = attempts + 1 WHERE hold_id = ANY ($1::uuid[]);
 
 -- name: lock_copy
 -- Whether this epoch of the sale is the one that counts, and open; it stays so until this transaction ends.

@@ -92,3 +92,15 @@ SET
   initial_quantity = initial_quantity + $2,
   updated_at = now()
 WHERE variant_id = $1;
+
+-- name: find_labels
+-- What variants are called, and what else their products come in.
+SELECT
+  variants.variant_id, variants.sale_id, variants.product_id, products.name, variants.size,
+  array_agg(siblings.variant_id ORDER BY siblings.listed_no) AS sibling_ids,
+  array_agg(siblings.size ORDER BY siblings.listed_no) AS sibling_sizes
+FROM product_variants AS variants
+JOIN products USING (product_id)
+JOIN product_variants AS siblings ON siblings.product_id = variants.product_id
+WHERE variants.variant_id = ANY ($1::uuid[])
+GROUP BY variants.variant_id, products.product_id;

@@ -61,7 +61,7 @@ WHERE sale_id = $1
   AND expires_at < now() - make_interval(secs => $2)
   AND NOT EXISTS (
     SELECT FROM payments
-    WHERE payments.reservation_id = reservations.reservation_id
+    WHERE payments.hold_id = reservations.reservation_id
       AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
   )
 ORDER BY expires_at
@@ -131,19 +131,19 @@ SELECT
     (
       SELECT payment_id
       FROM payments
-      WHERE payments.reservation_id = reservations.reservation_id AND payments.status NOT IN ('FAILED', 'VOIDED')
+      WHERE payments.hold_id = reservations.reservation_id AND payments.status NOT IN ('FAILED', 'VOIDED')
     ),
     (
       SELECT payment_id
       FROM payments
-      WHERE payments.reservation_id = reservations.reservation_id AND payments.status IN ('FAILED', 'VOIDED')
+      WHERE payments.hold_id = reservations.reservation_id AND payments.status IN ('FAILED', 'VOIDED')
       ORDER BY created_at DESC
       LIMIT 1
     )
   ) AS payment_id,
   EXISTS (
     SELECT FROM payments
-    WHERE payments.reservation_id = reservations.reservation_id
+    WHERE payments.hold_id = reservations.reservation_id
       AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
   ) AS payment_live
 FROM reservations
@@ -172,22 +172,121 @@ SELECT
     (
       SELECT payment_id
       FROM payments
-      WHERE payments.reservation_id = reservations.reservation_id AND payments.status NOT IN ('FAILED', 'VOIDED')
+      WHERE payments.hold_id = reservations.reservation_id AND payments.status NOT IN ('FAILED', 'VOIDED')
     ),
     (
       SELECT payment_id
       FROM payments
-      WHERE payments.reservation_id = reservations.reservation_id AND payments.status IN ('FAILED', 'VOIDED')
+      WHERE payments.hold_id = reservations.reservation_id AND payments.status IN ('FAILED', 'VOIDED')
       ORDER BY created_at DESC
       LIMIT 1
     )
   ) AS payment_id,
   EXISTS (
     SELECT FROM payments
-    WHERE payments.reservation_id = reservations.reservation_id
+    WHERE payments.hold_id = reservations.reservation_id
       AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
   ) AS payment_live
 FROM reservations
 WHERE user_id = $1 AND (created_at, reservation_id) < ($2::timestamptz, $3::uuid)
 ORDER BY created_at DESC, reservation_id DESC
 LIMIT $4;
+
+-- name: find_beside
+-- What stands beside each of these payments: whether it has a row, and the seats and the live payment of its
+-- reservation. Read after the locks: a statement that waited for one still sees what was before its wait.
+SELECT
+  asked.payment_id,
+  asked.reservation_id,
+  EXISTS (SELECT FROM payments WHERE payments.payment_id = asked.payment_id) AS is_known,
+  (
+    SELECT payments.payment_id
+    FROM payments
+    WHERE payments.hold_id = asked.reservation_id
+      AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+  ) AS live_payment_id,
+  ARRAY(
+    SELECT lines.seat_no
+    FROM reservation_seats AS lines
+    WHERE lines.reservation_id = asked.reservation_id AND lines.status <> 'ENDED'
+  ) AS seat_nos
+FROM unnest($1::uuid[], $2::uuid[]) AS asked (payment_id, reservation_id);
+
+-- name: keep_lines
+-- Seats of these reservations that are not among those they keep.
+UPDATE reservation_seats AS lines
+SET status = 'ENDED', updated_at = now()
+WHERE lines.reservation_id = ANY ($1::uuid[])
+  AND lines.status = 'HELD'
+  AND NOT EXISTS (
+    SELECT FROM unnest($2::uuid[], $3::text[]) AS kept (reservation_id, seat_no)
+    WHERE kept.reservation_id = lines.reservation_id AND kept.seat_no = lines.seat_no
+  );
+
+-- name: sell_seats
+-- The sale itself: a seat that somebody else claims makes this statement fail. The catalogue's map and what is left of
+-- the schedule (its version is the operator's, and stays) say the same, and each seat gets a ticket.
+WITH claimed AS (
+  UPDATE reservation_seats
+  SET status = 'CLAIMED', updated_at = now()
+  WHERE reservation_id = ANY ($2::uuid[]) AND status = 'HELD'
+  RETURNING reservation_id, seat_no
+), marked AS (
+  UPDATE seats
+  SET sold = true, updated_at = now()
+  FROM claimed
+  WHERE seats.sale_id = $1 AND seats.seat_no = claimed.seat_no
+), counted AS (
+  UPDATE schedules
+  SET seats_available = seats_available - (SELECT count(*) FROM claimed), updated_at = now()
+  WHERE sale_id = $1
+)
+INSERT INTO tickets (reservation_id, seat_no, sale_id, user_id)
+SELECT claimed.reservation_id, claimed.seat_no, $1, bought.user_id
+FROM claimed
+JOIN unnest($2::uuid[], $3::uuid[]) AS bought (reservation_id, user_id) USING (reservation_id)
+ORDER BY claimed.reservation_id, claimed.seat_no;
+
+-- name: confirm_reservations
+-- Reservations whose sale stands, and their payments, whose money is taken now.
+WITH confirmed AS (
+  UPDATE reservations
+  SET status = 'CONFIRMED', confirmed_at = now(), version = version + 1, updated_at = now()
+  WHERE reservation_id = ANY ($1::uuid[]) AND status = 'PENDING'
+)
+UPDATE payments
+SET status = 'SUCCESS', paid_at = now(), version = version + 1, updated_at = now()
+WHERE payment_id = ANY ($2::uuid[]) AND status = 'AUTHORISED';
+
+-- name: lock_restores
+-- Seats of a sale that are still to be given back, oldest first, and that nobody else is giving back this moment.
+SELECT
+  restores.hold_id, restores.fence, restores.token_goes_next, reservations.user_id, reservations.reason
+FROM restores
+JOIN reservations ON reservations.reservation_id = restores.hold_id
+WHERE restores.sale_id = $1 AND restores.done_at IS NULL
+ORDER BY restores.created_at
+LIMIT $2
+FOR UPDATE OF restores SKIP LOCKED;
+
+-- name: find_all_lines
+-- Every seat that these reservations ever had.
+SELECT reservation_id, seat_no, tier
+FROM reservation_seats
+WHERE reservation_id = ANY ($1::uuid[])
+ORDER BY reservation_id, seat_no;
+
+-- name: lock_claims
+-- Whose these seats are; they stay so until this transaction ends.
+SELECT claims.seat_no, claims.reservation_id, reservations.fence
+FROM reservation_seats AS claims
+JOIN reservations USING (reservation_id)
+WHERE claims.sale_id = $1 AND claims.seat_no = ANY ($2::text[]) AND claims.status = 'CLAIMED'
+ORDER BY claims.seat_no
+FOR SHARE OF claims;
+
+-- name: find_reason
+-- Why a user's reservation is over, or SOLD.
+SELECT coalesce(reason, 'SOLD')
+FROM reservations
+WHERE reservation_id = $1 AND user_id = $2;

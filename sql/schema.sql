@@ -331,6 +331,20 @@ CREATE TABLE cart_items (
   PRIMARY KEY (user_id, variant_id)
 );
 
+-- An order that is made of a cart: what was in it when its key first came, so that a second click orders the same.
+CREATE TABLE checkouts (
+  checkout_id uuid PRIMARY KEY,
+  user_id uuid NOT NULL REFERENCES users,
+  order_id uuid NOT NULL UNIQUE,
+  fingerprint text NOT NULL,
+  variant_ids uuid[] NOT NULL,
+  quantities integer[] NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  -- When what was ordered left the cart: once. A checkout that holds nothing is removed.
+  done_at timestamptz,
+  CONSTRAINT checkouts_lines CHECK (cardinality(variant_ids) = cardinality(quantities))
+);
+
 -- What people took ---------------------------------------------------------------------------------------------------
 
 CREATE TABLE reservations (

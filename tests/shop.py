@@ -132,7 +132,7 @@ class Shop:
         return await seats.confirm(
             self.stores.gate,
             await self.sale(),
-            hold_id=request.holding.reservation_id,
+            hold_id=request.holding.hold_id,
             fence=request.holding.fence,
             payment_id=request.payment_id,
         )
@@ -369,7 +369,7 @@ def fact_of(request: Authorisation, kind: str, *, n: int, **fields: str) -> Entr
     return fact(
         kind,
         n=n,
-        hold_id=holding.reservation_id,
+        hold_id=holding.hold_id,
         payment_id=request.payment_id,
         fence=holding.fence,
         **{"buyer_id": holding.user_id} | fields,

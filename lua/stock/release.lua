@@ -38,7 +38,8 @@
 --   stale_epoch             epoch
 --   sale_rebuilding
 --
--- A line is "variant_id:quantity". Safe to repeat: the hold remembers its releases, and a late copy frees nothing.
+-- A line is "variant_id:quantity". The entry says what was given back, and what is left of the hold. Safe to repeat: the hold
+-- remembers its releases, and a late copy frees nothing.
 local journal = KEYS[10]
 local tokens = KEYS[11]
 local active = KEYS[12]
@@ -101,6 +102,6 @@ if hold.queue_no ~= "0" then
 end
 append(
   journal, n, "released", "hold_id", hold_id, "fence", hold.fence, "seats", join_lines(variant_ids, quantities),
-  "whole", whole and 1 or 0, "at_ms", now_ms
+  "whole", whole and 1 or 0, "left", whole and "" or hold.seats, "at_ms", now_ms
 )
 return { "released", 0, unpack(lines) }

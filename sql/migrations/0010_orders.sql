@@ -65,6 +65,18 @@ CREATE TABLE user_items (
 CREATE INDEX user_items_mine ON user_items (user_id, item_id DESC);
 CREATE INDEX user_items_order ON user_items (order_id, variant_id);
 
+CREATE TABLE checkouts (
+  checkout_id uuid PRIMARY KEY,
+  user_id uuid NOT NULL REFERENCES users,
+  order_id uuid NOT NULL UNIQUE,
+  fingerprint text NOT NULL,
+  variant_ids uuid[] NOT NULL,
+  quantities integer[] NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  done_at timestamptz,
+  CONSTRAINT checkouts_lines CHECK (cardinality(variant_ids) = cardinality(quantities))
+);
+
 ALTER TABLE payments
   ADD COLUMN order_id uuid REFERENCES orders,
   ADD COLUMN hold_id uuid GENERATED ALWAYS AS (coalesce(reservation_id, order_id)) STORED NOT NULL,

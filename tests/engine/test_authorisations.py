@@ -1,6 +1,6 @@
 """Authorisations: decided together, each with an outcome of its own, and given free again."""
 
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import msgspec
@@ -9,6 +9,7 @@ import pytest
 from engine import authorisations, ids, payments, seats
 from engine.authorisations import Authorisation, OutcomeUnknown
 from engine.payments import InsufficientBalance, Payment
+from engine.reservations import Holding
 from engine.seats import HoldEnded, PaymentRunning
 from engine.stores.connections import Stores, StoreUnavailable, open_postgres
 from tests.shop import PRICE, Shop, open_shop
@@ -38,7 +39,7 @@ async def test_funds_are_set_aside_beside_the_pending_reservation(shop: Shop) ->
     assert isinstance(payment, Payment)
     assert (payment.status, payment.public_status, payment.final_amount) == ("AUTHORISED", "PENDING", 2 * PRICE)
     assert await shop.set_aside("ann") == 2 * PRICE
-    assert await shop.reservation(request.holding.reservation_id) == ("PENDING", None)
+    assert await shop.reservation(request.holding.hold_id) == ("PENDING", None)
     lines = await shop.stores.postgres.fetch("SELECT seat_no, price, status FROM reservation_seats ORDER BY 1")
     assert [tuple(line) for line in lines] == [("A-1-1", PRICE, "HELD"), ("A-1-2", PRICE, "HELD")]
 
@@ -111,7 +112,7 @@ async def test_a_hold_whose_row_has_ended_is_not_paid(shop: Shop) -> None:
 async def test_a_row_of_another_fence_or_without_these_seats_is_not_paid(shop: Shop, lie: dict[str, Any]) -> None:
     request = await shop.begin_payment(await shop.hold("A-1-1"))
     await shop.drain()
-    lying = again(request, holding=msgspec.structs.replace(request.holding, **lie))
+    lying = again(request, holding=msgspec.structs.replace(cast("Holding", request.holding), **lie))
     assert await authorise(shop, lying) == ["FAILED"]
 
 
@@ -148,7 +149,7 @@ async def test_what_costs_nothing_needs_no_balance_at_all(shop: Shop) -> None:
 async def test_one_that_postgres_refuses_harms_nobody_else_in_the_batch(shop: Shop) -> None:
     request = await shop.begin_payment(await shop.hold("A-1-1"))
     other = await shop.begin_payment(await shop.hold("A-1-2", by="bob"))
-    nobody = msgspec.structs.replace(request.holding, reservation_id="0e" * 16, user_id="0f" * 16)
+    nobody = msgspec.structs.replace(cast("Holding", request.holding), reservation_id="0e" * 16, user_id="0f" * 16)
     stranger = again(request, payment_id="0d" * 16, holding=nobody)
     first, refused, last = await authorise(shop, request, stranger, other)
     assert (first, last) == ("AUTHORISED", "AUTHORISED")

@@ -166,7 +166,7 @@ def test_parts_in_any_order_come_to_what_the_whole_would_have_given(prices: list
 async def test_what_is_cancelled_whole_is_undone_whole(stores_any: Stores) -> None:
     shop = await open_shop(stores_any, per_buyer_max=2)
     request = await bought(shop, "A-1-1", "A-1-2")
-    hold_id, user_id, payment_id = request.holding.reservation_id, request.holding.user_id, request.payment_id
+    hold_id, user_id, payment_id = request.holding.hold_id, request.holding.user_id, request.payment_id
 
     given_back = await cancel(shop, hold_id)
 
@@ -205,7 +205,7 @@ async def test_what_is_cancelled_whole_is_undone_whole(stores_any: Stores) -> No
 async def test_what_was_given_back_is_bought_by_somebody_else(stores_any: Stores) -> None:
     shop = await open_shop(stores_any)
     first = await bought(shop, "A-1-1")
-    assert isinstance(await cancel(shop, first.holding.reservation_id), Cancellation)
+    assert isinstance(await cancel(shop, first.holding.hold_id), Cancellation)
     second = await bought(shop, "A-1-1", by="bob")
     assert await shop.payment(second.payment_id) == "SUCCESS"
     assert await rows(shop, "SELECT seats_available FROM schedules") == [(5,)]
@@ -214,7 +214,7 @@ async def test_what_was_given_back_is_bought_by_somebody_else(stores_any: Stores
 
 async def test_a_cancelled_sale_that_is_told_again_stays_cancelled(shop: Shop) -> None:
     request = await bought(shop, "A-1-1", "A-1-2")
-    hold_id = request.holding.reservation_id
+    hold_id = request.holding.hold_id
     await cancel(shop, hold_id, "A-1-1")
     assert isinstance(await shop.confirm(request), seats.Confirmed)
     await cancel(shop, hold_id, key="rest")
@@ -230,7 +230,7 @@ async def test_a_cancelled_sale_that_is_told_again_stays_cancelled(shop: Shop) -
 async def test_what_is_cancelled_in_part_stays_confirmed(stores_any: Stores) -> None:
     shop = await open_shop(stores_any, per_buyer_max=3)
     request = await bought(shop, "A-1-1", "A-1-2", "A-1-3")
-    hold_id = request.holding.reservation_id
+    hold_id = request.holding.hold_id
 
     given_back = await cancel(shop, hold_id, "A-1-2")
 
@@ -272,7 +272,7 @@ async def test_what_is_cancelled_in_part_stays_confirmed(stores_any: Stores) -> 
 
 async def test_a_part_and_then_the_rest(stores_any: Stores) -> None:
     shop = await open_shop(stores_any, per_buyer_max=3)
-    hold_id = (await bought(shop, "A-1-1", "A-1-2", "A-1-3")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2", "A-1-3")).holding.hold_id
     await cancel(shop, hold_id, "A-1-2", key="one")
     await shop.drain()
     rest = await cancel(shop, hold_id, key="rest")
@@ -288,7 +288,7 @@ async def test_a_part_and_then_the_rest(stores_any: Stores) -> None:
 
 
 async def test_a_seat_is_given_back_once(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     await cancel(shop, hold_id, "A-1-1", key="one")
     assert await cancel(shop, hold_id, "A-1-1", "A-1-2", key="two") == SeatUnknown(seat_nos=("A-1-1",))
     assert await cancel(shop, hold_id, "A-1-6", key="three") == SeatUnknown(seat_nos=("A-1-6",))
@@ -300,7 +300,7 @@ async def test_a_seat_is_given_back_once(shop: Shop) -> None:
 
 
 async def test_a_blocked_seat_that_comes_back_is_not_available(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     await shop.stores.postgres.execute("UPDATE seats SET blocked = true WHERE seat_no = 'A-1-1'")
     await cancel(shop, hold_id)
     assert await rows(shop, "SELECT seats_available FROM schedules") == [(5,)]
@@ -311,7 +311,7 @@ async def test_a_blocked_seat_that_comes_back_is_not_available(shop: Shop) -> No
 
 async def test_each_line_is_rounded_down_by_itself(shop: Shop) -> None:
     await set_policy(shop, *HALF_A_DAY_BEFORE)
-    hold_id = (await bought(shop, "A-1-1", "A-1-2", "A-1-3")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2", "A-1-3")).holding.hold_id
     await shop.stores.postgres.execute("UPDATE reservation_seats SET price = 10000 + substr(seat_no, 5)::bigint")
     await shop.stores.postgres.execute(
         "UPDATE payments SET original_amount = 30006, final_amount = 30006, balance_amount = 30006"
@@ -335,7 +335,7 @@ async def test_random_parts_pay_back_what_the_whole_was_quoted(shop: Shop, seed:
     for seat_no in seat_nos:
         await shop.set_price(seat_no, rng.randint(0, 999_999))
     await set_policy(shop, {"hours_before": 1, "percent": rng.randint(1, 99)})
-    hold_id = (await bought(shop, *seat_nos)).holding.reservation_id
+    hold_id = (await bought(shop, *seat_nos)).holding.hold_id
     paid: int = await shop.stores.postgres.fetchval("SELECT final_amount FROM payments")
     whole = await quote(shop, hold_id)
     assert whole.amount + whole.kept == paid
@@ -354,7 +354,7 @@ async def test_random_parts_pay_back_what_the_whole_was_quoted(shop: Shop, seed:
 
 async def test_a_quote_says_what_a_cancellation_does_and_changes_nothing(shop: Shop) -> None:
     await set_policy(shop, *HALF_A_DAY_BEFORE)
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     await starts_in(shop, hours=49)
     assert (await quote(shop, hold_id, "A-1-1")).amount == PRICE
     await starts_in(shop, hours=20)
@@ -371,7 +371,7 @@ async def test_a_quote_says_what_a_cancellation_does_and_changes_nothing(shop: S
 @pytest.mark.parametrize(("hours", "reason"), [(11, "TOO_LATE"), (0, "STARTED"), (-5, "STARTED")])
 async def test_past_the_last_rule_nothing_is_cancelled(shop: Shop, hours: int, reason: str) -> None:
     await set_policy(shop, *HALF_A_DAY_BEFORE)
-    hold_id = (await bought(shop, "A-1-1")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1")).holding.hold_id
     await starts_in(shop, hours=hours)
     assert await cancel(shop, hold_id) == CancellationClosed(reason=reason)
     assert await quote(shop, hold_id) == CancellationClosed(reason=reason)
@@ -382,16 +382,16 @@ async def test_past_the_last_rule_nothing_is_cancelled(shop: Shop, hours: int, r
 async def test_a_rule_of_nothing_gives_the_seat_back_and_no_money(shop: Shop) -> None:
     await set_policy(shop, {"hours_before": 0, "percent": 0})
     request = await bought(shop, "A-1-1")
-    given_back = await cancel(shop, request.holding.reservation_id)
+    given_back = await cancel(shop, request.holding.hold_id)
     assert (given_back.refund_amount, given_back.kept_amount, given_back.refunds) == (0, PRICE, ())
     assert await shop.payment(request.payment_id) == "SUCCESS"
-    assert await shop.reservation(request.holding.reservation_id) == ("CANCELLED", "USER")
+    assert await shop.reservation(request.holding.hold_id) == ("CANCELLED", "USER")
     assert await shop.states() == {}
 
 
 async def test_what_cost_nothing_is_cancelled_without_a_refund(shop: Shop) -> None:
     await shop.set_price("A-1-1", 0)
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     free = await cancel(shop, hold_id, "A-1-1", key="free")
     assert (free.refund_amount, free.kept_amount, free.refunds) == (0, 0, ())
     assert await rows(shop, "SELECT status FROM payments") == [("SUCCESS",)]
@@ -401,7 +401,7 @@ async def test_what_cost_nothing_is_cancelled_without_a_refund(shop: Shop) -> No
 
 async def test_a_seat_that_cost_nothing_is_given_back_after_all_the_money_was(shop: Shop) -> None:
     await shop.set_price("A-1-1", 0)
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     await cancel(shop, hold_id, "A-1-2", key="paid")
     assert await rows(shop, "SELECT status FROM payments") == [("REFUNDED",)]
     assert await shop.reservation(hold_id) == ("CONFIRMED", None)
@@ -410,7 +410,7 @@ async def test_a_seat_that_cost_nothing_is_given_back_after_all_the_money_was(sh
 
 
 async def test_several_refunds_each_follow_the_one_before(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1", "A-1-2", "A-1-3")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2", "A-1-3")).holding.hold_id
     for at in (1, 2, 3):
         await cancel(shop, hold_id, f"A-1-{at}", key=str(at))
     assert await rows(shop, "SELECT type, balance_after, version FROM balance_history ORDER BY version") == [
@@ -431,7 +431,7 @@ async def operations(shop: Shop) -> list[tuple[Any, ...]]:
 async def test_a_card_gets_its_money_back_by_an_operation_of_its_own(shop: Shop) -> None:
     request = await bought(shop, "A-1-1", "A-1-2")
     await pay_by_card(shop, request.payment_id, card=2 * PRICE, status="DONE", attempts=1)
-    given_back = await cancel(shop, request.holding.reservation_id, "A-1-1")
+    given_back = await cancel(shop, request.holding.hold_id, "A-1-1")
     (refund,) = given_back.refunds
     assert (refund.amount, refund.refund_to, refund.status, refund.done_at) == (PRICE, "CARD", "PENDING", None)
     assert await operations(shop) == [("CAPTURE", 2 * PRICE, "DONE", 1), ("REFUND", PRICE, "PENDING", 0)]
@@ -444,7 +444,7 @@ async def test_a_card_gets_its_money_back_by_an_operation_of_its_own(shop: Shop)
 
 async def test_the_card_leg_goes_back_first_and_the_rest_to_the_balance(shop: Shop) -> None:
     request = await bought(shop, "A-1-1", "A-1-2", "A-1-3")
-    hold_id = request.holding.reservation_id
+    hold_id = request.holding.hold_id
     await pay_by_card(shop, request.payment_id, card=PRICE + 10, status="DONE", attempts=1)
     first = await cancel(shop, hold_id, "A-1-1", key="first")
     assert [(refund.refund_to, refund.amount) for refund in first.refunds] == [("CARD", PRICE)]
@@ -457,7 +457,7 @@ async def test_the_card_leg_goes_back_first_and_the_rest_to_the_balance(shop: Sh
 
 async def test_all_of_it_goes_to_the_balance_at_once_if_the_buyer_wants_that(shop: Shop) -> None:
     request = await bought(shop, "A-1-1", "A-1-2")
-    hold_id = request.holding.reservation_id
+    hold_id = request.holding.hold_id
     await pay_by_card(shop, request.payment_id, card=2 * PRICE)
     first = await cancel(shop, hold_id, "A-1-1", key="first", refund_to="BALANCE")
     assert [(refund.refund_to, refund.status) for refund in first.refunds] == [("BALANCE", "DONE")]
@@ -470,7 +470,7 @@ async def test_all_of_it_goes_to_the_balance_at_once_if_the_buyer_wants_that(sho
 async def test_a_capture_that_was_never_sent_becomes_a_void_when_all_of_it_goes_back(shop: Shop) -> None:
     request = await bought(shop, "A-1-1")
     await pay_by_card(shop, request.payment_id, card=PRICE)
-    given_back = await cancel(shop, request.holding.reservation_id)
+    given_back = await cancel(shop, request.holding.hold_id)
     assert [(refund.refund_to, refund.status) for refund in given_back.refunds] == [("CARD", "PENDING")]
     assert await rows(shop, "SELECT operation_id, kind, refund_id, amount, status FROM gateway_operations") == [
         (ids.derive("gateway", "VOID", request.payment_id), "VOID", None, PRICE, "PENDING")
@@ -480,22 +480,22 @@ async def test_a_capture_that_was_never_sent_becomes_a_void_when_all_of_it_goes_
 async def test_a_capture_that_may_have_been_sent_is_waited_for(shop: Shop) -> None:
     request = await bought(shop, "A-1-1")
     await pay_by_card(shop, request.payment_id, card=PRICE, attempts=1)
-    await cancel(shop, request.holding.reservation_id)
+    await cancel(shop, request.holding.hold_id)
     assert await operations(shop) == [("CAPTURE", PRICE, "PENDING", 1), ("REFUND", PRICE, "PENDING", 0)]
 
 
 async def test_a_refund_that_failed_does_not_count_as_gone_to_the_card(shop: Shop) -> None:
     request = await bought(shop, "A-1-1", "A-1-2")
     await pay_by_card(shop, request.payment_id, card=PRICE, status="DONE", attempts=1)
-    await cancel(shop, request.holding.reservation_id, "A-1-1", key="first")
+    await cancel(shop, request.holding.hold_id, "A-1-1", key="first")
     await shop.stores.postgres.execute("UPDATE refunds SET status = 'FAILED'")
-    second = await cancel(shop, request.holding.reservation_id, key="second")
+    second = await cancel(shop, request.holding.hold_id, key="second")
     assert [(refund.refund_to, refund.amount) for refund in second.refunds] == [("CARD", PRICE)]
 
 
 async def test_what_a_card_never_paid_only_an_operator_cancels(shop: Shop) -> None:
     request = await bought(shop, "A-1-1", "A-1-2")
-    hold_id = request.holding.reservation_id
+    hold_id = request.holding.hold_id
     await pay_by_card(shop, request.payment_id, card=PRICE + 10, status="REFUSED", attempts=3)
     await shop.stores.postgres.execute("UPDATE payments SET status = 'UNCOLLECTED'")
     assert await cancel(shop, hold_id) == CancellationClosed(reason="UNCOLLECTED")
@@ -511,7 +511,7 @@ async def test_what_a_card_never_paid_only_an_operator_cancels(shop: Shop) -> No
 
 
 async def test_the_same_wish_acts_once(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     first = await cancel(shop, hold_id, "A-1-1")
     again = await cancel(shop, hold_id, "A-1-1")
     assert (first.repeated, again.repeated) == (False, True)
@@ -522,7 +522,7 @@ async def test_the_same_wish_acts_once(shop: Shop) -> None:
 
 
 async def test_a_refusal_leaves_nothing_and_the_same_wish_is_judged_again(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1")).holding.hold_id
     await starts_in(shop, hours=-1)
     assert isinstance(await cancel(shop, hold_id), CancellationClosed)
     await starts_in(shop, hours=1)
@@ -530,7 +530,7 @@ async def test_a_refusal_leaves_nothing_and_the_same_wish_is_judged_again(shop: 
 
 
 async def test_what_is_somebody_elses_is_not_there(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1")).holding.hold_id
     held_id = await shop.hold("A-1-2")
     for reservation_id in (hold_id, held_id, ids.random_id(), ids.derive_in(shop.sale_id, "nobody's")):
         assert await cancel(shop, reservation_id, by="bob") == NotFound()
@@ -576,7 +576,7 @@ async def test_nothing_is_said_of_a_hold_while_its_sale_is_rebuilt(shop: Shop) -
 
 
 async def test_a_ticket_that_opened_a_door_is_not_given_back(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     assert isinstance(await redeem(shop.stores.postgres, "A-1-1"), Redemption)
     refused = CancellationClosed(reason="REDEEMED", seat_nos=("A-1-1",))
     assert await cancel(shop, hold_id) == refused
@@ -590,7 +590,7 @@ async def test_a_ticket_that_opened_a_door_is_not_given_back(shop: Shop) -> None
 
 async def test_an_operator_refunds_in_full_whatever_the_policy_says(shop: Shop) -> None:
     await set_policy(shop, {"hours_before": 24, "percent": 10})
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     await starts_in(shop, hours=-1)
     assert isinstance(await redeem(shop.stores.postgres, "A-1-1"), Redemption)
     given_back = await cancel(shop, hold_id, by=None)
@@ -619,7 +619,7 @@ async def test_seats_come_back_also_when_the_process_died_before_it_told_redis(
     stores_any: Stores, seat_nos: tuple[str, ...]
 ) -> None:
     shop = await open_shop(stores_any, per_buyer_max=2)
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     await deaf(shop, hold_id, *seat_nos)
     assert await shop.states() == {"A-1-1": "SOLD", "A-1-2": "SOLD"}
     assert [await reconcile(shop) for _ in range(2)] == [1, 0]
@@ -633,7 +633,7 @@ async def test_seats_come_back_also_when_the_process_died_before_it_told_redis(
 
 async def test_two_cancellations_before_redis_heard_of_either(stores_any: Stores) -> None:
     shop = await open_shop(stores_any)
-    hold_id = (await bought(shop, "A-1-1", "A-1-2", "A-1-3")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2", "A-1-3")).holding.hold_id
     await deaf(shop, hold_id, "A-1-2", key="one")
     await deaf(shop, hold_id, key="rest")
     assert await reconcile(shop) == 1
@@ -646,7 +646,7 @@ async def test_two_cancellations_before_redis_heard_of_either(stores_any: Stores
 @pytest.mark.parametrize("seat_nos", [(), ("A-1-2",)])
 async def test_a_rebuild_in_between_writes_what_postgres_says(stores_any: Stores, seat_nos: tuple[str, ...]) -> None:
     shop = await open_shop(stores_any, per_buyer_max=2)
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     await deaf(shop, hold_id, *seat_nos)
     await shop.rebuild()
     assert (await shop.states()).keys() == ({"A-1-1"} if seat_nos else set())
@@ -661,7 +661,7 @@ async def test_a_rebuild_in_between_writes_what_postgres_says(stores_any: Stores
 
 async def test_a_rebuild_after_it_writes_the_same(stores_any: Stores) -> None:
     shop = await open_shop(stores_any)
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     await bought(shop, "A-1-3", by="bob")
     await cancel(shop, hold_id, "A-1-2")
     await shop.drain()
@@ -677,7 +677,7 @@ async def test_a_rebuild_after_it_writes_the_same(stores_any: Stores) -> None:
 
 
 async def test_a_seat_comes_back_after_its_record_was_forgotten(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     keys = (await shop.sale()).keys
     await shop.stores.redis.execute_command("HDEL", keys.holds, hold_id)
     await shop.stores.redis.execute_command("ZREM", keys.ended, hold_id)
@@ -688,7 +688,7 @@ async def test_a_seat_comes_back_after_its_record_was_forgotten(shop: Shop) -> N
 
 
 async def test_what_was_sold_to_the_next_buyer_is_left_alone_when_redis_is_told_late(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1")).holding.hold_id
     await cancel(shop, hold_id)
     await bought(shop, "A-1-1", by="bob")
     await shop.stores.postgres.execute("UPDATE restores SET done_at = NULL")
@@ -701,7 +701,7 @@ async def test_what_was_sold_to_the_next_buyer_is_left_alone_when_redis_is_told_
 
 
 async def test_refunds_are_found_and_listed_by_whose_they_are(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     made = [(await cancel(shop, hold_id, f"A-1-{at}", key=str(at))).refunds[0] for at in (1, 2)]
     postgres, ann, bob = shop.stores.postgres, await shop.person("ann"), await shop.person("bob")
     assert await cancellations.find_refund(postgres, made[0].refund_id, ann) == made[0]
@@ -787,7 +787,7 @@ async def test_everybody_is_refunded_in_full_when_an_event_is_off(stores_any: St
     await set_policy(shop, {"hours_before": 48, "percent": 50})
     ann = await bought(shop, "A-1-1", "A-1-2")
     bob = await bought(shop, "A-1-3", by="bob")
-    await cancel(shop, ann.holding.reservation_id, "A-1-1")  # half of it is kept, and stays so
+    await cancel(shop, ann.holding.hold_id, "A-1-1")  # half of it is kept, and stays so
     held = await shop.hold("A-1-4", by="cat")
     await shop.drain()
     await starts_in(shop, hours=-2)
@@ -798,7 +798,7 @@ async def test_everybody_is_refunded_in_full_when_an_event_is_off(stores_any: St
     assert await finish(shop) == 1
 
     for request in (ann, bob):
-        assert await shop.reservation(request.holding.reservation_id) == ("CANCELLED", "EVENT_CANCELLED")
+        assert await shop.reservation(request.holding.hold_id) == ("CANCELLED", "EVENT_CANCELLED")
     assert await shop.payment(ann.payment_id) == "PARTIALLY_REFUNDED"
     assert await shop.payment(bob.payment_id) == "REFUNDED"
     assert await rows(shop, "SELECT amount FROM balances ORDER BY amount") == [
@@ -901,7 +901,7 @@ async def test_it_is_not_over_before_redis_knows_that_the_sale_is_closed(shop: S
 
 async def test_a_buyer_who_cancels_an_event_that_is_off_has_everything_back(shop: Shop) -> None:
     await set_policy(shop, {"hours_before": 48, "percent": 50})
-    hold_id = (await bought(shop, "A-1-1")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1")).holding.hold_id
     await starts_in(shop, hours=-1)
     await call_off(shop)
     quoted = await quote(shop, hold_id)

@@ -65,7 +65,7 @@ async def pay(shop: Shop, till: Till, hold_id: str, *, method: str = VISA, key: 
     return await till.pay(
         await shop.sale(),
         payment_id=ids.derive("payment", hold_id, key),
-        reservation_id=hold_id,
+        hold_id=hold_id,
         user_id=await shop.person(more.pop("by", "ann")),
         fingerprint="f" * 16,
         tender=tender,

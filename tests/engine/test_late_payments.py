@@ -142,7 +142,7 @@ async def test_late_money_buys_the_same_seats_by_a_payment_of_its_own(
     assert await ledger_of(gateway, ended) == ("succeeded", 0, 2 * PRICE, 0)
     # What ended stays as it ended.
     assert (await row(shop, ended)).status == "FAILED"
-    assert await shop.reservation(ended.reservation_id) == ("CANCELLED", "USER")
+    assert await shop.reservation(ended.hold_id) == ("CANCELLED", "USER")
     await prove(shop)
 
 

@@ -197,7 +197,7 @@ async def test_what_was_sold_long_ago_is_sold_without_a_record_and_counts_for_it
     await lose(stores)
     sale = await shop.rebuild()
     assert await shop.states() == {"A-1-1": "SOLD"}
-    assert not isinstance(await seats.find(stores.gate, sale, hold_id=request.holding.reservation_id), seats.Hold)
+    assert not isinstance(await seats.find(stores.gate, sale, hold_id=request.holding.hold_id), seats.Hold)
     more = await seats.hold(
         stores.gate,
         sale,
@@ -263,7 +263,7 @@ async def test_of_two_payments_for_one_seat_the_first_authorised_stays(stores_an
     await shop.rebuild()
     assert await shop.states() == {"A-1-1": "PAYING", "A-1-2": "PAYING"}
     assert [await shop.payment(each.payment_id) for each in (first, second)] == ["AUTHORISED", "VOIDED"]
-    assert await shop.reservation(second.holding.reservation_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
+    assert await shop.reservation(second.holding.hold_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
     assert (await shop.set_aside("ann"), await shop.set_aside("bob")) == (2 * PRICE, 0)
     assert await shop.confirm(second) == seats.HoldUnknown()
     assert await shop.confirm(first) == seats.Confirmed(1)
@@ -293,7 +293,7 @@ async def test_an_unpaid_hold_gives_way_to_a_payment_and_to_an_older_hold(stores
     await lose(stores)
     await shop.rebuild()
     assert await shop.states() == {"A-1-1": "PAYING", "A-1-3": "HELD"}
-    assert await shop.reservation(paying.holding.reservation_id) == ("PENDING", None)
+    assert await shop.reservation(paying.holding.hold_id) == ("PENDING", None)
     assert [await shop.reservation(each) for each in (unpaid, older, newer)] == [
         ("CANCELLED", "EXPIRED"),
         ("PENDING", None),
@@ -491,16 +491,16 @@ async def test_a_sale_that_was_given_back_in_part_is_written_as_what_is_left(sto
         stores.postgres,
         shop.book,
         cancellation_id=ids.random_id(),
-        reservation_id=bought.holding.reservation_id,
+        reservation_id=bought.holding.hold_id,
         seat_nos=["A-1-1"],
     )
     assert isinstance(cancelled, cancellations.Cancellation)
     await shop.drain()
     before = comparable(await shop.stored())
-    assert (await shop.find(bought.holding.reservation_id)).amount == PRICE
+    assert (await shop.find(bought.holding.hold_id)).amount == PRICE
     await shop.rebuild()
     assert comparable(await shop.stored()) == before
-    assert (await shop.find(bought.holding.reservation_id)).amount == PRICE
+    assert (await shop.find(bought.holding.hold_id)).amount == PRICE
 
 
 async def test_a_card_payment_for_what_somebody_else_has_is_voided_at_its_gateway_too(stores: Stores) -> None:

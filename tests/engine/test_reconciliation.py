@@ -38,7 +38,7 @@ async def test_an_authorised_payment_that_stands_still_is_confirmed_again(shop: 
 
 async def test_one_whose_hold_redis_forgot_is_voided_and_its_row_ends(shop: Shop) -> None:
     request = await shop.authorise(await shop.hold("A-1-1"))
-    hold_id, keys = request.holding.reservation_id, (await shop.sale()).keys
+    hold_id, keys = request.holding.hold_id, (await shop.sale()).keys
     await shop.stores.redis.execute_command("HDEL", keys.holds, hold_id)
     await shop.age(request.payment_id)
     assert (await reconcile(shop)).ended == 1
@@ -72,7 +72,7 @@ async def test_a_refused_payment_whose_hold_was_not_given_up_is_abandoned_past_i
     assert refused.status == "FAILED"  # and there the process died
     await let_time_pass(shop)
     assert (await reconcile(shop)).abandoned == 1
-    assert (await shop.find(request.holding.reservation_id)).state == "ENDED"
+    assert (await shop.find(request.holding.hold_id)).state == "ENDED"
 
 
 async def test_a_live_payment_past_its_deadline_is_confirmed_and_never_abandoned(shop: Shop) -> None:
@@ -92,7 +92,7 @@ async def test_a_payment_in_doubt_is_left_to_an_operator(shop: Shop) -> None:
     await let_time_pass(shop)
     await reconcile(shop)
     assert await shop.payment(request.payment_id) == "IN_DOUBT"
-    assert (await shop.find(request.holding.reservation_id)).state == "PAYING"
+    assert (await shop.find(request.holding.hold_id)).state == "PAYING"
 
 
 async def test_a_pending_payment_past_its_deadline_is_abandoned_first_and_then_failed(shop: Shop) -> None:
@@ -180,7 +180,7 @@ async def test_a_claim_cannot_be_given_up_while_redis_is_told_of_it(shop: Shop) 
     postgres = shop.stores.postgres
     await postgres.execute(
         "INSERT INTO restores (hold_id, sale_id, fence, token_goes_next) VALUES ($1, $2, $3, false)",
-        first.holding.reservation_id,
+        first.holding.hold_id,
         shop.sale_id,
         first.holding.fence,
     )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from engine import ids, reservations, seats
+from engine.moments import LAST_ID, LATEST
 from engine.reservations import Reservation
 from engine.stores.connections import Stores
 from engine.stores.outbox import BadEntry, Entry
@@ -152,15 +153,15 @@ async def test_a_row_that_ended_is_never_revived(shop: Shop) -> None:
 
 async def test_a_row_that_a_payment_brought_first_is_not_written_twice(shop: Shop) -> None:
     request = await shop.authorise(await shop.hold("A-1-1", "A-1-2"))
-    before = await row(shop, request.holding.reservation_id)
+    before = await row(shop, request.holding.hold_id)
     await shop.drain()
-    assert await row(shop, request.holding.reservation_id) == before
+    assert await row(shop, request.holding.hold_id) == before
 
 
 async def test_what_was_bought_is_not_touched_by_the_journal_that_comes_after(shop: Shop) -> None:
     request = await shop.buy("A-1-1")
     await shop.drain()
-    hold_id = request.holding.reservation_id
+    hold_id = request.holding.hold_id
     bought = await row(shop, hold_id)
     await record(shop, fact("expired", hold_id), fact("released", hold_id, seats="A-1-1", whole="1"))
     assert await row(shop, hold_id) == bought
@@ -251,7 +252,7 @@ async def test_a_deadline_that_redis_has_put_off_counts_before_the_row_knows(sho
 async def test_a_payment_that_runs_is_named_and_keeps_it_pending(shop: Shop) -> None:
     request = await shop.authorise(await shop.hold("A-1-1"))
     await let_time_pass(shop, 301_000)
-    found = await find(shop, request.holding.reservation_id)
+    found = await find(shop, request.holding.hold_id)
     assert summary(found) == ("PENDING", None, [("A-1-1", "HELD")], PRICE)
     assert isinstance(found, Reservation)
     assert found.payment_id == request.payment_id
@@ -259,7 +260,7 @@ async def test_a_payment_that_runs_is_named_and_keeps_it_pending(shop: Shop) -> 
 
 async def test_sold_without_the_row_is_pending(shop: Shop) -> None:
     request = await shop.buy("A-1-1")
-    hold_id = request.holding.reservation_id
+    hold_id = request.holding.hold_id
     assert summary(await find(shop, hold_id))[0] == "PENDING"
     await shop.drain()
     found = await find(shop, hold_id)
@@ -315,7 +316,7 @@ async def test_a_list_shows_what_has_lapsed_as_ended(shop: Shop) -> None:
     await shop.drain()
     await shop.stores.postgres.execute("UPDATE reservations SET expires_at = now() - interval '1 second'")
     listed = await reservations.list_mine(shop.stores.postgres, await shop.person("ann"))
-    assert {(each.reservation_id == paying.holding.reservation_id, each.status) for each in listed} == {
+    assert {(each.reservation_id == paying.holding.hold_id, each.status) for each in listed} == {
         (True, "PENDING"),
         (False, "CANCELLED"),
     }
@@ -325,7 +326,7 @@ async def test_a_list_shows_what_has_lapsed_as_ended(shop: Shop) -> None:
     ("query", "asked"),
     [
         ("find_reservation", (HOLD_ID, HOLD_ID)),
-        ("list_reservations", (HOLD_ID, reservations.LATEST, reservations.LAST_ID, 20)),
+        ("list_reservations", (HOLD_ID, LATEST, LAST_ID, 20)),
     ],
 )
 async def test_a_reservation_finds_its_payment_by_an_index_among_a_hundred_thousand(

@@ -23,7 +23,7 @@ async def shop(stores: Stores) -> Shop:
 
 async def test_a_sale_that_stands_is_written_whole(shop: Shop) -> None:
     request = await shop.buy("A-1-1", "A-1-2")
-    hold_id, user_id = request.holding.reservation_id, request.holding.user_id
+    hold_id, user_id = request.holding.hold_id, request.holding.user_id
     before = await shop.rows("SELECT seats_available, version FROM schedules")
     await shop.drain()
 
@@ -98,10 +98,10 @@ async def test_of_two_holds_for_one_seat_the_first_stands_and_the_other_is_undon
 
     assert await shop.payment(first.payment_id) == "SUCCESS"
     assert await shop.payment(second.payment_id) == "VOIDED"
-    assert await shop.reservation(second.holding.reservation_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
+    assert await shop.reservation(second.holding.hold_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
     assert await shop.set_aside("bob") == 0
     assert await shop.rows("SELECT hold_id, fence, token_goes_next, done_at FROM restores") == [
-        (second.holding.reservation_id, second.holding.fence, True, None)
+        (second.holding.hold_id, second.holding.fence, True, None)
     ]
     assert await shop.rows("SELECT seat_no, status FROM reservation_seats ORDER BY status, 1") == [
         ("A-1-1", "CLAIMED"),
@@ -117,14 +117,14 @@ async def test_a_late_confirm_after_a_void_is_undone(shop: Shop) -> None:
     await authorisations.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
     await shop.settle(fact_of(request, "confirmed", n=1))
     assert await shop.payment(request.payment_id) == "VOIDED"
-    assert await shop.reservation(request.holding.reservation_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
-    assert await shop.rows("SELECT hold_id FROM restores") == [(request.holding.reservation_id,)]
+    assert await shop.reservation(request.holding.hold_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
+    assert await shop.rows("SELECT hold_id FROM restores") == [(request.holding.hold_id,)]
     assert await shop.rows("SELECT amount, set_aside FROM balances") == [(10_000_000, 0)]
 
 
 async def test_a_sale_by_another_fence_does_not_stand(shop: Shop) -> None:
     request = await shop.authorise(await shop.hold("A-1-1"))
-    hold_id = request.holding.reservation_id
+    hold_id = request.holding.hold_id
     await shop.settle(fact("confirmed", n=1, hold_id=hold_id, payment_id=request.payment_id, fence=5))
     assert await shop.payment(request.payment_id) == "AUTHORISED"  # it is of the hold with the right fence
     assert await shop.rows("SELECT fence FROM restores") == [(5,)]
@@ -134,7 +134,7 @@ async def test_a_sale_by_another_fence_does_not_stand(shop: Shop) -> None:
 async def test_a_fact_that_names_somebody_elses_payment_does_not_end_it(shop: Shop) -> None:
     ann = await shop.authorise(await shop.hold("A-1-1"))
     bob = await shop.authorise(await shop.hold("A-1-2", by="bob"))
-    await shop.settle(fact("confirmed", n=1, hold_id=ann.holding.reservation_id, payment_id=bob.payment_id))
+    await shop.settle(fact("confirmed", n=1, hold_id=ann.holding.hold_id, payment_id=bob.payment_id))
     assert await shop.payment(bob.payment_id) == "AUTHORISED"
     assert await shop.set_aside("bob") == PRICE
 
@@ -142,7 +142,7 @@ async def test_a_fact_that_names_somebody_elses_payment_does_not_end_it(shop: Sh
 @pytest.mark.parametrize("missing", ["payment", "reservation"])
 async def test_a_sale_that_postgres_never_heard_of_is_divergence(shop: Shop, missing: str) -> None:
     request = await shop.authorise(await shop.hold("A-1-1"))
-    hold_id = request.holding.reservation_id if missing == "payment" else "ee" * 16
+    hold_id = request.holding.hold_id if missing == "payment" else "ee" * 16
     payment_id = request.payment_id if missing == "reservation" else "ee" * 16
     with pytest.raises(Divergence):
         await shop.settle(fact("confirmed", n=1, hold_id=hold_id, payment_id=payment_id))
@@ -153,7 +153,7 @@ async def test_a_sale_that_postgres_never_heard_of_is_divergence(shop: Shop, mis
 
 async def test_an_abandoned_payment_ends_and_its_hold_goes_on(shop: Shop) -> None:
     request = await shop.authorise(await shop.hold("A-1-1"))
-    hold_id = request.holding.reservation_id
+    hold_id = request.holding.hold_id
     await shop.settle(fact("abandoned", n=1, hold_id=hold_id, payment_id=request.payment_id, to="held"))
     assert await shop.payment(request.payment_id) == "VOIDED"
     assert await shop.set_aside("ann") == 0
@@ -162,7 +162,7 @@ async def test_an_abandoned_payment_ends_and_its_hold_goes_on(shop: Shop) -> Non
 
 async def test_an_abandoned_hold_that_is_free_ends_its_row(shop: Shop) -> None:
     request = await shop.authorise(await shop.hold("A-1-1"))
-    hold_id = request.holding.reservation_id
+    hold_id = request.holding.hold_id
     await shop.settle(fact("abandoned", n=1, hold_id=hold_id, payment_id=request.payment_id, to="free"))
     assert await shop.reservation(hold_id) == ("CANCELLED", "EXPIRED")
     assert await shop.rows("SELECT status FROM reservation_seats") == [("ENDED",)]
@@ -186,7 +186,7 @@ async def test_a_payment_that_died_before_it_had_a_row_is_abandoned_without_alar
 async def test_a_payment_that_has_paid_is_not_ended_by_a_late_abandoned(shop: Shop) -> None:
     request = await shop.buy("A-1-1")
     await shop.drain()
-    hold_id = request.holding.reservation_id
+    hold_id = request.holding.hold_id
     await shop.settle(fact("abandoned", n=2, hold_id=hold_id, payment_id=request.payment_id, to="free"))
     assert await shop.payment(request.payment_id) == "SUCCESS"
     assert await shop.reservation(hold_id) == ("CONFIRMED", None)
@@ -194,7 +194,7 @@ async def test_a_payment_that_has_paid_is_not_ended_by_a_late_abandoned(shop: Sh
 
 async def test_a_payment_that_fails_and_one_that_succeeds_for_the_same_hold_in_one_batch(shop: Shop) -> None:
     first = await shop.authorise(await shop.hold("A-1-1"))
-    hold_id, sale = first.holding.reservation_id, await shop.sale()
+    hold_id, sale = first.holding.hold_id, await shop.sale()
     await seats.abandon(shop.stores.gate, sale, hold_id=hold_id, fence=first.holding.fence, payment_id=first.payment_id)
     await authorisations.end(shop.stores.postgres, {first.payment_id: "VOIDED"})
     second = authorisations.Authorisation(
@@ -287,7 +287,7 @@ async def test_a_doubt_resolved_as_good_is_applied_as_a_batch_of_its_own(shop: S
     request, postgres, sale = await _doubtful(shop), shop.stores.postgres, await shop.sale()
     assert await settlement.resolve(postgres, sale, payment_id=request.payment_id, resolution="AUTHORISED")
     assert await shop.payment(request.payment_id) == "SUCCESS"
-    assert await shop.reservation(request.holding.reservation_id) == ("CONFIRMED", None)
+    assert await shop.reservation(request.holding.hold_id) == ("CONFIRMED", None)
     assert await shop.rows("SELECT resolution FROM dead_letters") == [("AUTHORISED",)]
     assert not await settlement.resolve(postgres, sale, payment_id=request.payment_id, resolution="FAILED")
     await shop.check()
@@ -297,7 +297,7 @@ async def test_a_doubt_resolved_as_bad_is_voided_and_its_seats_are_given_back(sh
     request, postgres, sale = await _doubtful(shop), shop.stores.postgres, await shop.sale()
     assert await settlement.resolve(postgres, sale, payment_id=request.payment_id, resolution="FAILED")
     assert await shop.payment(request.payment_id) == "VOIDED"
-    assert await shop.reservation(request.holding.reservation_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
+    assert await shop.reservation(request.holding.hold_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
     done = await reconciliation.reconcile(shop.stores.gate, postgres, sale)
     assert done.restored == 1
     assert await shop.states() == {}

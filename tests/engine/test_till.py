@@ -55,7 +55,7 @@ async def pay(shop: Shop, till: Till, hold_id: str, *, by: str = "ann", key: str
     return await till.pay(
         await shop.sale(),
         payment_id=ids.derive("payment", hold_id, key),
-        reservation_id=hold_id,
+        hold_id=hold_id,
         user_id=await shop.person(by),
         **{"fingerprint": "f" * 16} | more,
     )
@@ -65,7 +65,7 @@ async def test_success_is_said_after_the_commit(shop: Shop) -> None:
     hold_id = await shop.hold("A-1-1")
     async with opened_till(shop) as till:
         payment = await drained_until(shop, pay(shop, till, hold_id))
-    assert (payment.status, payment.reservation_id, payment.final_amount) == ("SUCCESS", hold_id, PRICE)
+    assert (payment.status, payment.hold_id, payment.final_amount) == ("SUCCESS", hold_id, PRICE)
     assert payment.paid_at is not None
     assert await shop.reservation(hold_id) == ("CONFIRMED", None)
     await shop.check()

@@ -720,8 +720,8 @@ async def test_what_was_cancelled_in_part_or_whole_is_well(stores: Stores, tmp_p
                     sale_id=hall.sale_id,
                     user_id=request.holding.user_id,
                     key=request.payment_id,
-                    reservation_id=request.holding.reservation_id,
-                    seats=request.holding.seat_nos,
+                    reservation_id=request.holding.hold_id,
+                    seats=tuple(request.holding.lines),
                     amount=request.holding.amount,
                     payment_id=request.payment_id,
                 )
@@ -732,7 +732,7 @@ async def test_what_was_cancelled_in_part_or_whole_is_well(stores: Stores, tmp_p
             stores.postgres,
             hall.book,
             cancellation_id=request.payment_id,
-            reservation_id=request.holding.reservation_id,
+            reservation_id=request.holding.hold_id,
             user_id=request.holding.user_id,
             seat_nos=seat_nos,
         )

@@ -71,7 +71,7 @@ async def run(errand: Errand) -> None:
             await till.pay(
                 sale,
                 payment_id=errand.payment_id,
-                reservation_id=errand.reservation_id,
+                hold_id=errand.reservation_id,
                 user_id=errand.user_id,
                 fingerprint="f" * 16,
                 tender=errand.tender,

@@ -51,7 +51,7 @@ async def cancel(shop: Shop, hold_id: str, *seat_nos: str, key: str, by: str | N
 async def test_control_without_the_payments_lock_a_seat_is_refunded_twice(shop: Shop) -> None:
     """The simpler rule: look whether the seat is still claimed, then give the money back."""
     request = await bought(shop, "A-1-1", "A-1-2")
-    hold_id, user_id, postgres = request.holding.reservation_id, request.holding.user_id, shop.stores.postgres
+    hold_id, user_id, postgres = request.holding.hold_id, request.holding.user_id, shop.stores.postgres
     both_have_looked = asyncio.Barrier(2)
 
     async def cancel_naively() -> None:
@@ -74,7 +74,7 @@ async def test_control_without_the_payments_lock_a_seat_is_refunded_twice(shop: 
 
 
 async def test_a_seat_is_refunded_once_however_many_wish_it(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     answers = await asyncio.gather(*[cancel(shop, hold_id, "A-1-1", key=str(at)) for at in range(6)])
     assert sum(isinstance(answer, Cancellation) for answer in answers) == 1
     assert answers.count(SeatUnknown(seat_nos=("A-1-1",))) == 5
@@ -85,7 +85,7 @@ async def test_a_seat_is_refunded_once_however_many_wish_it(shop: Shop) -> None:
 
 
 async def test_copies_of_one_wish_act_once(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1", "A-1-2")).holding.hold_id
     answers = await asyncio.gather(*[cancel(shop, hold_id, "A-1-1", key="k") for _ in range(6)])
     assert sorted(answer.repeated for answer in answers) == [False] + [True] * 5
     assert len({answer.refunds for answer in answers}) == 1
@@ -93,7 +93,7 @@ async def test_copies_of_one_wish_act_once(shop: Shop) -> None:
 
 
 async def test_parts_that_cross_add_up_to_what_was_paid(shop: Shop) -> None:
-    hold_id = (await bought(shop, *[f"A-1-{at}" for at in range(1, 7)])).holding.reservation_id
+    hold_id = (await bought(shop, *[f"A-1-{at}" for at in range(1, 7)])).holding.hold_id
     pairs = [(at, at % 6 + 1) for at in range(1, 7)]
     answers = await asyncio.gather(
         *[cancel(shop, hold_id, f"A-1-{one}", f"A-1-{two}", key=f"{one}") for one, two in pairs],
@@ -119,7 +119,7 @@ async def test_parts_that_cross_add_up_to_what_was_paid(shop: Shop) -> None:
 
 
 async def test_control_looking_at_the_ticket_without_its_lock_lets_in_who_was_refunded(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1")).holding.hold_id
     async with shop.stores.postgres.acquire() as connection, connection.transaction():
         status = await connection.fetchval("SELECT status FROM tickets WHERE reservation_id = $1", hold_id)
         assert isinstance(await redeem(shop.stores.postgres, "A-1-1"), Redemption)
@@ -133,7 +133,7 @@ async def test_control_looking_at_the_ticket_without_its_lock_lets_in_who_was_re
 async def test_a_ticket_opens_the_door_or_is_refunded_and_never_both(shop: Shop) -> None:
     for at in range(1, 7):
         seat_no = f"A-1-{at}"
-        hold_id = (await bought(shop, seat_no)).holding.reservation_id
+        hold_id = (await bought(shop, seat_no)).holding.hold_id
         wishes: list[Any] = [cancel(shop, hold_id, key="k"), redeem(shop.stores.postgres, seat_no)]
         answers = await asyncio.gather(*(wishes if at % 2 else wishes[::-1]))
         cancelled, redeemed = answers if at % 2 else answers[::-1]
@@ -143,7 +143,7 @@ async def test_a_ticket_opens_the_door_or_is_refunded_and_never_both(shop: Shop)
 
 
 async def test_a_cancellation_waits_for_whoever_has_the_ticket(shop: Shop) -> None:
-    hold_id = (await bought(shop, "A-1-1")).holding.reservation_id
+    hold_id = (await bought(shop, "A-1-1")).holding.hold_id
     async with shop.stores.postgres.acquire() as door, door.transaction():
         await door.execute("UPDATE tickets SET updated_at = now()")
         cancelling = asyncio.create_task(cancel(shop, hold_id, key="k"))
@@ -160,20 +160,20 @@ async def test_cancelling_while_others_pay_keeps_every_balance_exact(shop: Shop)
     first = await bought(shop, "A-1-1", "A-1-2")
     requests = [await shop.begin_payment(await shop.hold(f"A-1-{at}")) for at in (3, 4, 5)]
     outcomes = await asyncio.gather(
-        cancel(shop, first.holding.reservation_id, "A-1-1", key="one"),
+        cancel(shop, first.holding.hold_id, "A-1-1", key="one"),
         *[authorisations.authorise(shop.stores.postgres, [request]) for request in requests],
-        cancel(shop, first.holding.reservation_id, "A-1-2", key="two"),
-        cancel(shop, requests[0].holding.reservation_id, key="too early"),
+        cancel(shop, first.holding.hold_id, "A-1-2", key="two"),
+        cancel(shop, requests[0].holding.hold_id, key="too early"),
     )
     assert outcomes[-1] == PaymentRunning(payment_id=requests[0].payment_id)
     for (payment,) in outcomes[1:4]:
         assert isinstance(payment, Payment)
         assert payment.status == "AUTHORISED"
     await asyncio.gather(*map(shop.confirm, requests))
-    await asyncio.gather(shop.drain(), cancel(shop, requests[1].holding.reservation_id, key="as it settles"))
+    await asyncio.gather(shop.drain(), cancel(shop, requests[1].holding.hold_id, key="as it settles"))
     await shop.drain()
     for request in requests:
-        await cancel(shop, request.holding.reservation_id, key="last")
+        await cancel(shop, request.holding.hold_id, key="last")
     await shop.drain()
     assert await rows(shop, "SELECT amount, set_aside FROM balances") == [(10_000_000, 0)]
     assert await rows(
@@ -186,7 +186,7 @@ async def test_cancelling_while_others_pay_keeps_every_balance_exact(shop: Shop)
 async def test_control_ending_claims_before_the_restore_deadlocks_with_whoever_tells_redis(shop: Shop) -> None:
     """Whoever tells Redis has the restore and asks for the claim; this has the claim and asks for the restore."""
     request = await bought(shop, "A-1-1", "A-1-2")
-    hold_id, postgres = request.holding.reservation_id, shop.stores.postgres
+    hold_id, postgres = request.holding.hold_id, shop.stores.postgres
     await cancel(shop, hold_id, "A-1-2", key="part")
     await postgres.execute("UPDATE restores SET done_at = NULL")
     both_have_one = asyncio.Barrier(2)
@@ -210,7 +210,7 @@ async def test_control_ending_claims_before_the_restore_deadlocks_with_whoever_t
 async def test_cancelling_and_telling_redis_never_deadlock(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cancellations, "ATTEMPTS_MAX", 1)  # who is crossed says so
     for round_no in range(4):
-        hold_id = (await bought(shop, "A-1-1", "A-1-2", "A-1-3")).holding.reservation_id
+        hold_id = (await bought(shop, "A-1-1", "A-1-2", "A-1-3")).holding.hold_id
         sale = await shop.sale()
         outcomes = await asyncio.gather(
             *[cancel(shop, hold_id, f"A-1-{at}", key=f"{round_no} {at}") for at in (1, 2, 3)],
@@ -228,10 +228,7 @@ async def test_an_event_called_off_while_its_buyers_cancel_refunds_each_once(sho
     schedule_id = str((await shop.sale()).schedule_id)
     await asyncio.gather(
         cancellations.call_off(shop.stores, shop.book, schedule_id=schedule_id),
-        *[
-            cancel(shop, request.holding.reservation_id, key="k", by=f"buyer {at}")
-            for at, request in enumerate(requests, 1)
-        ],
+        *[cancel(shop, request.holding.hold_id, key="k", by=f"buyer {at}") for at, request in enumerate(requests, 1)],
         *[cancellations.go_on(shop.stores, shop.book, most=2) for _ in range(4)],
     )
     while await cancellations.go_on(shop.stores, shop.book):

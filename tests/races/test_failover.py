@@ -125,7 +125,7 @@ async def test_numbers_given_twice_are_noticed_and_nobody_pays_for_what_is_not_t
     assert await statuses(shop, first, second) == ["SUCCESS", "VOIDED"]
     assert (await shop.set_aside("ann"), await shop.set_aside("bob")) == (0, 0)
     assert (await shop.states())["A-1-1"] == "SOLD"
-    assert await shop.reservation(second.holding.reservation_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
+    assert await shop.reservation(second.holding.hold_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
     await shop.check()
 
 
@@ -276,12 +276,10 @@ async def hold_the_line(stores: Stores, seed: int, disturb: Callable[[Shop, Crow
         seat_no
         for request, status in zip(crowd.requests, ended, strict=True)
         if status == "SUCCESS"
-        for seat_no in request.holding.seat_nos
+        for seat_no in request.holding.lines
     }
     wanted = sum(
-        len(request.holding.seat_nos)
-        for request, status in zip(crowd.requests, ended, strict=True)
-        if status == "SUCCESS"
+        len(request.holding.lines) for request, status in zip(crowd.requests, ended, strict=True) if status == "SUCCESS"
     )
     assert len(sold) == wanted, "a seat was sold twice"
     assert {seat_no for seat_no, state in (await shop.states()).items() if state == "SOLD"} == sold

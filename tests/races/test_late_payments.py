@@ -152,7 +152,7 @@ async def test_late_money_goes_back_once_whoever_dies(
     await tell_again(shop, adapter, ended)
     await work(shop, adapter, late=False)
     assert await check(shop, gateway, ended) == "RETURNED"
-    assert await shop.reservation(theirs.holding.reservation_id) == ("CONFIRMED", None)
+    assert await shop.reservation(theirs.holding.hold_id) == ("CONFIRMED", None)
 
 
 @pytest.mark.parametrize(("step", "when"), SOLD[4:])

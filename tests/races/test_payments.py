@@ -192,7 +192,7 @@ async def test_control_on_conflict_do_nothing_confirms_both_buyers_of_one_seat(s
         UPDATE reservations SET status = 'CONFIRMED', confirmed_at = now()
         FROM facts WHERE reservations.reservation_id = facts.reservation_id
         """,
-        [first.holding.reservation_id, second.holding.reservation_id],
+        [first.holding.hold_id, second.holding.hold_id],
         [first.payment_id, second.payment_id],
     )
     assert await shop.rows("SELECT count(*) FROM claims") == [(1,)]
@@ -210,10 +210,10 @@ async def test_of_two_buyers_of_one_seat_in_a_batch_one_stands(shop: Shop) -> No
     assert await shop.rows(
         "SELECT seat_no, reservation_id FROM reservation_seats WHERE status = 'CLAIMED' ORDER BY 1"
     ) == [
-        ("A-1-1", first.holding.reservation_id),
-        ("A-1-2", first.holding.reservation_id),
+        ("A-1-1", first.holding.hold_id),
+        ("A-1-2", first.holding.hold_id),
     ]
-    assert await shop.rows("SELECT hold_id FROM restores") == [(second.holding.reservation_id,)]
+    assert await shop.rows("SELECT hold_id FROM restores") == [(second.holding.hold_id,)]
     assert await shop.rows("SELECT user_id FROM balance_history") == [(first.holding.user_id,)]
     assert await shop.set_aside("bob") == 0
 
@@ -265,7 +265,7 @@ async def test_held_confirmed_and_restored_in_one_batch_come_out_in_order(shop: 
         await reservations.record(connection, await shop.sale(), [held])
     await shop.settle(fact_of(request, "confirmed", n=1), fact_of(request, "restored", n=2))
     status = ("CANCELLED", "LATE_UNFULFILLABLE") if voided else ("CONFIRMED", None)
-    assert await shop.reservation(request.holding.reservation_id) == status
+    assert await shop.reservation(request.holding.hold_id) == status
     assert await shop.payment(request.payment_id) == ("VOIDED" if voided else "SUCCESS")
     assert await shop.rows("SELECT count(*) FROM reservation_seats") == [(1,)]
     assert await shop.set_aside("ann") == 0
@@ -309,13 +309,13 @@ async def test_control_an_upsert_revives_what_was_released(shop: Shop) -> None:
         VALUES ($1, $2, $3, $4, 1, $5, '', 'PENDING', 1, now(), now())
         ON CONFLICT (reservation_id) DO UPDATE SET status = 'PENDING', reason = NULL, fence = excluded.fence
         """,
-        request.holding.reservation_id,
+        request.holding.hold_id,
         request.holding.sale_id,
-        request.holding.schedule_id,
+        (await shop.sale()).schedule_id,
         request.holding.user_id,
         request.holding.fence,
     )
-    assert await shop.reservation(request.holding.reservation_id) == ("PENDING", None)
+    assert await shop.reservation(request.holding.hold_id) == ("PENDING", None)
 
 
 async def test_a_delayed_copy_after_a_release_is_never_sold(shop: Shop) -> None:
@@ -346,7 +346,7 @@ async def test_a_late_confirm_after_a_void_sells_nothing_and_frees_the_seat(shop
     await authorisations.end(shop.stores.postgres, {request.payment_id: "VOIDED"})
     assert isinstance(await shop.confirm(request), seats.Confirmed)
     await shop.drain()
-    assert await shop.reservation(request.holding.reservation_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
+    assert await shop.reservation(request.holding.hold_id) == ("CANCELLED", "LATE_UNFULFILLABLE")
     await reconciliation.reconcile(shop.stores.gate, shop.stores.postgres, await shop.sale())
     await shop.drain()
     assert await shop.states() == {}
@@ -379,7 +379,7 @@ async def test_of_confirm_and_abandon_in_one_moment_exactly_one_wins(shop: Shop)
         return seats.abandon(
             shop.stores.gate,
             sale,
-            hold_id=request.holding.reservation_id,
+            hold_id=request.holding.hold_id,
             fence=request.holding.fence,
             payment_id=request.payment_id,
         )
@@ -450,9 +450,7 @@ async def test_a_crowd_that_pays_for_the_same_few_seats_leaves_every_sum_right(s
         )
         if not isinstance(held, seats.Held):
             return held
-        return await till.pay(
-            sale, payment_id=ids.derive(hold_id), reservation_id=hold_id, user_id=user_id, fingerprint=""
-        )
+        return await till.pay(sale, payment_id=ids.derive(hold_id), hold_id=hold_id, user_id=user_id, fingerprint="")
 
     async with waiters.listening():
         tills = [Till(stores.gate, stores.postgres, waiters, answer_within_s=30) for _ in range(2)]  # two processes

@@ -41,7 +41,7 @@ async def test_what_is_sold_reaches_postgres_and_is_made_known(stores_any: Store
         assert message["data"] == f"{shop.sale_id} 1 1".encode()
 
         async def journal_is_drained() -> bool:
-            return await shop.reservation(request.holding.reservation_id) == ("CONFIRMED", None) and (
+            return await shop.reservation(request.holding.hold_id) == ("CONFIRMED", None) and (
                 await shop.term("journal_persisted_n") == await shop.term("journal_n")
             )
 
