@@ -22,13 +22,12 @@ from engine import accounts, ids, late_payments, payments, resolutions, wares
 from engine.cards import is_asked
 from engine.catalogue import PRICE_MAX
 from engine.late_payments import LatePayment
-from engine.payments import CardDeclined, InsufficientBalance, Payment, State
+from engine.payments import CardDeclined, InsufficientBalance, Payment, State, Tender
 from engine.refusals import Busy, IdempotencyKeyReused, NotFound, SlowDown
 from engine.resolutions import NotInDoubt, Resolution, StillInDoubt
 from engine.seats import HoldEnded, PaymentRunning
 from engine.stores.outbox import BadEntry, Divergence
 from engine.stores.replies import Refusal, SaleRebuilding
-from engine.till import Tender
 
 logger = logging.getLogger(__name__)
 

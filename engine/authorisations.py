@@ -15,7 +15,7 @@ import msgspec
 from engine import errands, payments, wares
 from engine.errands import Leg
 from engine.holdings import Holding, Lines, Standing
-from engine.payments import Payment
+from engine.payments import BALANCE, Payment, Tender
 from engine.sales import Sale
 from engine.seats import PaymentRunning
 from engine.stores import queries
@@ -47,16 +47,7 @@ class Authorisation(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     holding: Holding
     pay_deadline_ms: int
-    method: str = "BALANCE"
-    # What the card is to pay; the balance pays the rest.
-    card_amount: int = 0
-    payment_method_id: str | None = None
-    return_url: str | None = None
-
-    @property
-    def balance_amount(self) -> int:
-        """What the balance is to pay."""
-        return self.holding.amount - self.card_amount
+    tender: Tender = BALANCE
 
 
 class _Decided(msgspec.Struct, frozen=True):
@@ -64,6 +55,8 @@ class _Decided(msgspec.Struct, frozen=True):
     reason: str | None = None
     needed: int | None = None
     available: int | None = None
+    discount: int = 0
+    card_amount: int = 0
 
 
 async def authorise(
@@ -127,68 +120,96 @@ async def authorise_in(connection: Connection, requests: Sequence[Authorisation]
 
     Returns those that got no row, each with the payment that stands before it.
     """
+    batch = await _read(connection, requests)
+    decided: dict[str, tuple[Authorisation, _Decided]] = {}
+    running: dict[str, PaymentRunning] = {}
+    for request in requests:
+        if request.payment_id in batch.known or request.payment_id in decided:
+            continue  # a copy: its row answers
+        outcome = batch.decide(request)
+        if isinstance(outcome, PaymentRunning):
+            running[request.payment_id] = outcome
+        else:
+            decided[request.payment_id] = (request, outcome)
+    for kind, lines_of in batch.kept.items():
+        await wares.BY_KIND[kind].rows.keep(connection, lines_of)
+    if decided:
+        await _add_payments(connection, list(decided.values()), batch.set_aside)
+    return running
+
+
+class _Batch(msgspec.Struct):
+    """Many requests while they are decided one after the other: each sees what those before it set aside."""
+
+    # What is free of each user's balance, and how each hold's row stands.
+    free: dict[str, int]
+    rows: dict[str, Standing] = {}
+    # Payments that have a row already, and of each hold the one that may still buy it or did.
+    known: set[str] = set()
+    live: dict[str, str] = {}
+    set_aside: dict[str, int] = {}
+    # By kind and hold, what is left of rows that do not know yet what was given back.
+    kept: dict[str, dict[str, Lines]] = msgspec.field(default_factory=lambda: {kind: {} for kind in wares.BY_KIND})
+
+    def decide(self, request: Authorisation) -> _Decided | PaymentRunning:
+        """Decide a request that has no row yet."""
+        holding = request.holding
+        row, lines = self.rows[holding.hold_id], holding.lines
+        if row.status != "PENDING" or row.fence != holding.fence or not _has(row, lines):
+            return self._failed(request, "hold_ended")
+        if holding.hold_id in self.live:
+            return PaymentRunning(payment_id=self.live[holding.hold_id])
+        card_amount = request.tender.card_amount(holding.amount)
+        balance_amount = holding.amount - card_amount
+        available = self.free[holding.user_id]
+        if balance_amount > available:
+            return self._failed(request, "insufficient_balance", balance_amount, available)
+        self.live[holding.hold_id] = request.payment_id
+        self.free[holding.user_id] -= balance_amount
+        self.set_aside[holding.user_id] = self.set_aside.get(holding.user_id, 0) + balance_amount
+        # What was given back and whose journal entry is still on its way is not paid for.
+        if row.lines != lines:
+            self.kept[holding.kind][holding.hold_id] = lines
+        # A card is asked for after the commit: until its gateway has answered, the payment is PENDING.
+        return _Decided("PENDING" if card_amount else "AUTHORISED", card_amount=card_amount)
+
+    @staticmethod
+    def _failed(
+        request: Authorisation, reason: str, needed: int | None = None, available: int | None = None
+    ) -> _Decided:
+        card_amount = request.tender.card_amount(request.holding.amount)
+        return _Decided("FAILED", reason, needed, available, card_amount=card_amount)
+
+
+async def _read(connection: Connection, requests: Sequence[Authorisation]) -> _Batch:
+    """Lock what these requests are about, in the one order, and read what stands beside it."""
     holdings = {request.holding.hold_id: request.holding for request in requests}
     of_kind: dict[str, list[str]] = {kind: [] for kind in wares.BY_KIND}
     for hold_id, holding in holdings.items():
         of_kind[holding.kind].append(hold_id)
     users = sorted({holding.user_id for holding in holdings.values()})
-    free = dict.fromkeys(users, 0)
+    batch = _Batch(dict.fromkeys(users, 0))
     missing = dict(holdings)
     for found in await SQL.lock_balances.fetch(connection, users, of_kind["seats"], of_kind["stock"]):
         if found["free"] is None:
             del missing[found["id"]]
         else:
-            free[found["id"]] = found["free"]
-    # The journal may not have brought all rows yet. Same id, nothing twice; and added before any of them is locked,
-    # because the journal may be adding the same ones this moment.
-    rows: dict[str, Standing] = {}
-    known: set[str] = set()
-    live: dict[str, str] = {}
+            batch.free[found["id"]] = found["free"]
     for kind, hold_ids in of_kind.items():
-        if hold_ids:
-            keeper = wares.BY_KIND[kind].rows
-            await keeper.add(connection, [missing[hold_id] for hold_id in hold_ids if hold_id in missing])
-            rows |= await keeper.lock(connection, hold_ids)
-            asked = [(each.payment_id, each.holding.hold_id) for each in requests if each.holding.kind == kind]
-            for beside in await keeper.read_beside(connection, rows, *map(list, zip(*asked, strict=True))):
-                if beside.is_known:
-                    known.add(beside.payment_id)
-                if beside.live_payment_id:
-                    live[beside.hold_id] = beside.live_payment_id
-
-    decided: dict[str, tuple[Authorisation, _Decided]] = {}
-    running: dict[str, PaymentRunning] = {}
-    kept: dict[str, dict[str, Lines]] = {kind: {} for kind in wares.BY_KIND}
-    set_aside: dict[str, int] = {}
-    for request in requests:
-        holding = request.holding
-        if request.payment_id in known or request.payment_id in decided:
-            continue  # a copy: its row answers
-        row, lines = rows[holding.hold_id], holding.lines
-        available = free[holding.user_id]
-        if row.status != "PENDING" or row.fence != holding.fence or not _has(row, lines):
-            outcome = _Decided("FAILED", "hold_ended")
-        elif holding.hold_id in live:
-            running[request.payment_id] = PaymentRunning(payment_id=live[holding.hold_id])
+        if not hold_ids:
             continue
-        elif request.balance_amount > available:
-            outcome = _Decided("FAILED", "insufficient_balance", request.balance_amount, available)
-        else:
-            # A card is asked for after the commit: until its gateway has answered, the payment is PENDING.
-            outcome = _Decided("PENDING" if request.card_amount else "AUTHORISED")
-            live[holding.hold_id] = request.payment_id
-            free[holding.user_id] -= request.balance_amount
-            set_aside[holding.user_id] = set_aside.get(holding.user_id, 0) + request.balance_amount
-            # What was given back and whose journal entry is still on its way is not paid for.
-            if row.lines != lines:
-                kept[holding.kind][holding.hold_id] = lines
-        decided[request.payment_id] = (request, outcome)
-
-    for kind, lines_of in kept.items():
-        await wares.BY_KIND[kind].rows.keep(connection, lines_of)
-    if decided:
-        await _add_payments(connection, list(decided.values()), set_aside)
-    return running
+        keeper = wares.BY_KIND[kind].rows
+        # The journal may not have brought all rows yet. Same id, nothing twice; and added before any of them is locked,
+        # because the journal may be adding the same ones this moment.
+        await keeper.add(connection, [missing[hold_id] for hold_id in hold_ids if hold_id in missing])
+        batch.rows |= await keeper.lock(connection, hold_ids)
+        asked = [(each.payment_id, each.holding.hold_id) for each in requests if each.holding.kind == kind]
+        for beside in await keeper.read_beside(connection, batch.rows, *map(list, zip(*asked, strict=True))):
+            if beside.is_known:
+                batch.known.add(beside.payment_id)
+            if beside.live_payment_id:
+                batch.live[beside.hold_id] = beside.live_payment_id
+    return batch
 
 
 def _has(row: Standing, lines: Lines) -> bool:
@@ -214,10 +235,10 @@ async def _add_payments(
         [outcome.needed for _, outcome in decided],
         [outcome.available for _, outcome in decided],
         [request.holding.amount for request, _ in decided],
-        [request.card_amount for request, _ in decided],
-        [request.method for request, _ in decided],
-        [request.payment_method_id for request, _ in decided],
-        [request.return_url for request, _ in decided],
+        [outcome.card_amount for _, outcome in decided],
+        [request.tender.method for request, _ in decided],
+        [request.tender.payment_method_id for request, _ in decided],
+        [request.tender.return_url for request, _ in decided],
         [request.pay_deadline_ms for request, _ in decided],
         [_id_of(request.holding, "stock") for request, _ in decided],
     )

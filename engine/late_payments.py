@@ -21,7 +21,7 @@ from engine.authorisations import Authorisation
 from engine.errands import Leg
 from engine.gateway import Gateway, GatewayUnavailable, GatewayUnknown, Intent
 from engine.moments import LAST_ID, LATEST
-from engine.payments import Payment
+from engine.payments import Payment, Tender
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, SaleClosed
 from engine.reservations import holding_of
 from engine.sales import Sale
@@ -249,9 +249,11 @@ async def _authorise(
         fingerprint=ended.fingerprint,
         holding=holding_of(sale, late.new_reservation_id, late.user_id, paying),
         pay_deadline_ms=paying.pay_deadline_ms,
-        method=ended.method,
-        card_amount=ended.card_amount,
-        payment_method_id=ended.payment_method_id,
+        tender=Tender(
+            method=ended.method,
+            balance_amount=ended.balance_amount if ended.method == "SPLIT" else 0,
+            payment_method_id=ended.payment_method_id,
+        ),
     )
     async with postgres.acquire() as connection, connection.transaction():
         # Who gives the money back locks the same row: one of the two finds that the other was first.

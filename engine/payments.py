@@ -25,6 +25,28 @@ State = Literal[
 LIVE: Final = frozenset({"PENDING", "AUTHORISED", "IN_DOUBT"})
 
 
+class Tender(msgspec.Struct, frozen=True, kw_only=True):
+    """How a buyer wants to pay: BALANCE, CARD, or SPLIT, in which the balance pays `balance_amount` of it."""
+
+    method: str = "BALANCE"
+    balance_amount: int = 0
+    payment_method_id: str | None = None
+    return_url: str | None = None
+
+    def card_amount(self, amount: int) -> int:
+        """What of this amount the card pays; nothing of what costs nothing."""
+        match self.method:
+            case "CARD":
+                return amount
+            case "SPLIT":
+                return max(0, amount - self.balance_amount)
+            case _:
+                return 0
+
+
+BALANCE: Final = Tender()
+
+
 class InsufficientBalance(Refusal, frozen=True):
     """The balance does not cover the amount."""
 

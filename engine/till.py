@@ -15,7 +15,7 @@ from engine import authorisations, payments, seats, wares
 from engine.authorisations import Authorisation, OutcomeUnknown
 from engine.cards import Cards
 from engine.moments import moment
-from engine.payments import LIVE, Payment
+from engine.payments import BALANCE, LIVE, Payment, Tender
 from engine.refusals import IdempotencyKeyReused, NotFound, SlowDown
 from engine.sales import Sale
 from engine.seats import HoldEnded, PaymentRunning
@@ -33,28 +33,6 @@ SQL = queries.load("payments")
 ANSWER_WITHIN_S: Final = 2.0
 
 Answer = Payment | PaymentRunning | HoldEnded | NotFound | IdempotencyKeyReused | SlowDown | Unavailable
-
-
-class Tender(msgspec.Struct, frozen=True, kw_only=True):
-    """How a buyer wants to pay: BALANCE, CARD, or SPLIT, in which the balance pays `balance_amount` of it."""
-
-    method: str = "BALANCE"
-    balance_amount: int = 0
-    payment_method_id: str | None = None
-    return_url: str | None = None
-
-    def card_amount(self, amount: int) -> int:
-        """What of this amount the card pays; nothing of what costs nothing."""
-        match self.method:
-            case "CARD":
-                return amount
-            case "SPLIT":
-                return max(0, amount - self.balance_amount)
-            case _:
-                return 0
-
-
-BALANCE: Final = Tender()
 
 
 class Till:
@@ -122,10 +100,7 @@ class Till:
             fingerprint=fingerprint,
             holding=ware.rows.holding_of(sale, hold_id, user_id, paying),
             pay_deadline_ms=paying.pay_deadline_ms,
-            method=tender.method,
-            card_amount=tender.card_amount(paying.amount),
-            payment_method_id=tender.payment_method_id,
-            return_url=tender.return_url,
+            tender=tender,
         )
         try:
             payment = await self._authorise.submit(request)
@@ -222,7 +197,8 @@ class Till:
 
 def _unknown(sale: Sale, request: Authorisation) -> Payment:
     """A payment whose row may be there or not: PENDING, as far as anybody knows."""
-    holding = request.holding
+    holding, tender = request.holding, request.tender
+    card_amount = tender.card_amount(holding.amount)
     return Payment(
         payment_id=request.payment_id,
         sale_id=holding.sale_id,
@@ -233,7 +209,7 @@ def _unknown(sale: Sale, request: Authorisation) -> Payment:
         user_id=holding.user_id,
         fence=holding.fence,
         fingerprint=request.fingerprint,
-        method=request.method,
+        method=tender.method,
         status="PENDING",
         reason=None,
         needed=None,
@@ -242,10 +218,10 @@ def _unknown(sale: Sale, request: Authorisation) -> Payment:
         discount_amount=0,
         final_amount=holding.amount,
         refunded_amount=0,
-        balance_amount=request.balance_amount,
-        card_amount=request.card_amount,
-        payment_method_id=request.payment_method_id,
-        return_url=request.return_url,
+        balance_amount=holding.amount - card_amount,
+        card_amount=card_amount,
+        payment_method_id=tender.payment_method_id,
+        return_url=tender.return_url,
         gateway_ref=None,
         action_url=None,
         decline_code=None,

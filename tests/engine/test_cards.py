@@ -9,11 +9,11 @@ import pytest
 
 from engine import cancellations, cards, errands, ids, payments, reconciliation, seats
 from engine.cards import Cards
-from engine.payments import CardDeclined, InsufficientBalance, Payment
+from engine.payments import CardDeclined, InsufficientBalance, Payment, Tender
 from engine.settings import Settings
 from engine.stores.connections import Stores
 from engine.stripe_gateway import StripeGateway, open_gateway
-from engine.till import Tender, Till
+from engine.till import Till
 from engine.waiters import Waiters
 from tests.engine.test_till import drained_until
 from tests.gateways import Operator, operating, running_gateway

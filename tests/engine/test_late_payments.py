@@ -23,13 +23,13 @@ from engine import (
 from engine.cards import Cards
 from engine.gateway import Event
 from engine.late_payments import LatePayment
-from engine.payments import Payment
+from engine.payments import Payment, Tender
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, SaleClosed
 from engine.sales import SaleBook, Terms
 from engine.settings import Settings
 from engine.stores.connections import RedisClient, Stores
 from engine.stripe_gateway import StripeGateway, open_gateway
-from engine.till import Tender, Till
+from engine.till import Till
 from engine.wishes import AreaLine, SeatLine
 from tests.engine import offered_halls
 from tests.engine.offered_halls import PRICE as FULL

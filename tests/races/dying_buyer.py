@@ -11,11 +11,12 @@ import msgspec
 
 from engine import authorisations, cards, seats
 from engine.cards import Cards
+from engine.payments import Tender
 from engine.sales import SaleBook
 from engine.settings import Settings
 from engine.stores.connections import open_stores
 from engine.stripe_gateway import StripeGateway, open_gateway
-from engine.till import Tender, Till
+from engine.till import Till
 from engine.waiters import Waiters
 
 # Where it dies: right before, or right after, what this name does.

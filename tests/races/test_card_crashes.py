@@ -15,10 +15,10 @@ import pytest
 
 from engine import cards, errands, ids, payments, reconciliation
 from engine.cards import Cards
+from engine.payments import Tender
 from engine.settings import Settings
 from engine.stores.connections import Stores
 from engine.stripe_gateway import StripeGateway, open_gateway
-from engine.till import Tender
 from tests.gateways import Operator, operating, running_gateway, with_gateway
 from tests.races.dying_buyer import Errand
 from tests.shop import PRICE, Shop, open_shop

@@ -17,11 +17,10 @@ import pytest
 from engine import cards, ids, late_payments, payments
 from engine.cards import Cards
 from engine.gateway import Event
-from engine.payments import Payment
+from engine.payments import Payment, Tender
 from engine.settings import Settings
 from engine.stores.connections import Stores
 from engine.stripe_gateway import StripeGateway, open_gateway
-from engine.till import Tender
 from tests.engine.test_cards import counter, split
 from tests.engine.test_late_payments import LATE, end_a_payment, lapse, prove
 from tests.gateways import Operator, operating, running_gateway, with_gateway
