@@ -1056,6 +1056,11 @@ async def test_a_restore_is_not_asked_again_in_a_newer_epoch(stall: Stall) -> No
 # --- a sale that cannot answer ----------------------------------------------------------------------------------------
 
 
+async def test_what_is_left_is_told_of_any_variant(stall: Stall) -> None:
+    await stall.held(mug=3)
+    assert await stock.left(stall.gate, stall.sale, ("mug", "cap", "none")) == {"mug": 7, "cap": 10, "none": 0}
+
+
 def every_verb(stall: Stall) -> list[Any]:
     """One call of each function that is a script."""
     of: dict[str, Any] = {"hold_id": "1" * 32, "buyer_id": "2" * 32}
@@ -1072,6 +1077,7 @@ def every_verb(stall: Stall) -> list[Any]:
         stock.abandon(*asked, **fenced, payment_id="3" * 32),
         stock.expire(*asked, most=1),
         stock.overdue(*asked, most=1),
+        stock.left(*asked, ("mug",)),
         stock.restore(*asked, **fenced, buyer_id="2" * 32, reason="USER", goes_next=True, claims=claims),
     ]
 
