@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import ids, rebuild, seats, stock, stock_copies
+from engine import audit, ids, rebuild, seats, stock, stock_copies
 from engine.copies import RebuildFailed
 from engine.rebuild import CLEAR
 from engine.refusals import IdempotencyKeyReused, LimitReached
@@ -337,3 +337,54 @@ async def test_what_was_written_is_counted_before_the_sale_opens(stores: Stores)
     assert (await drop.fields("sale"))["state"] == "rebuilding"
     await drop.rebuild()
     await drop.check()
+
+
+# Audited --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_sale_of_stock_that_was_written_anew_passes_the_audit(stores_any: Stores) -> None:
+    drop = await open_drop(stores_any)
+    await drop.order(status="PARTIALLY_REFUNDED", refunded={"mug": 1}, mug=3)
+    await drop.order(by="bob", mug=2, cap=1)
+    await stores_any.postgres.execute("UPDATE products SET status = 'STOPPED' WHERE name = 'cap'")
+    await drop.rebuild()
+    report = await _audited(drop)
+    assert [check for check in report.checks if check.invariant in {"I1", "I9"} and check.verdict != "true"] == []
+    looked_at = {check.invariant: check.looked_at for check in report.checks}
+    assert (looked_at["I1"]["variants"], looked_at["I9"]["variants"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "finding"),
+    [
+        (
+            "stock",
+            1,
+            "of 10 units of variant {mug} 7 are left, 0 are the waiting list's, 2 are in holds and 2 are bought",
+        ),
+        ("stock_freed", 1, "of 10 units of variant {mug} 6 are left, 1 are the waiting list's, 2 are in holds"),
+        ("prices", 100, "the price of variant {mug}: Redis says 1300, Postgres says 1200"),
+    ],
+)
+async def test_units_that_do_not_add_up_are_found(stores: Stores, key: str, change: int, finding: str) -> None:
+    drop = await open_drop(stores)
+    await drop.order(status="PAID", mug=2)
+    await drop.order(by="bob", mug=2)
+    sale = await drop.rebuild()
+    await stores.redis.hincrby(getattr(sale.keys, key), drop.variant_ids["mug"], change)  # type: ignore[misc]
+    report = await _audited(drop)
+    assert finding.format(**drop.variant_ids) in audit.describe(report)
+    assert report.to_rebuild == [drop.sale_id]
+
+
+async def test_a_variant_of_which_postgres_sold_more_than_it_says_is_found(stores: Stores) -> None:
+    drop = await open_drop(stores)
+    await drop.order(status="PAID", mug=2)
+    await stores.postgres.execute("UPDATE product_variants SET quantity = 9 WHERE quantity = 8")
+    await drop.rebuild()
+    told = audit.describe(await _audited(drop))
+    assert f"of 10 units of variant {drop.variant_ids['mug']} 9 are left and 2 are bought" in told
+
+
+async def _audited(drop: Drop) -> audit.Report:
+    return await audit.audit(drop.stores.redis, drop.stores.postgres, settle_s=0.1)
