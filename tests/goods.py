@@ -66,7 +66,8 @@ class Drop:
         await self.stores.postgres.execute(
             "INSERT INTO orders (order_id, sale_id, user_id, epoch, fence, fingerprint, status, reason, "
             "original_amount, total_amount, expires_at, created_at, paid_at, ended_at) "
-            "VALUES ($1, $2, $3, 1, $4::bigint, 'f', $5, $6, $7, $7, date_trunc('milliseconds', now()) + make_interval(secs => $8), "
+            "VALUES ($1, $2, $3, 1, $4::bigint, 'f', $5, $6, $7, $7, "
+            "date_trunc('milliseconds', now()) + make_interval(secs => $8), "
             "now() - make_interval(secs => $9) + $4::bigint * interval '1 millisecond', "
             "CASE WHEN $10 THEN now() - make_interval(secs => $9) END, "
             "CASE WHEN $11 THEN now() - make_interval(secs => $9) END)",
