@@ -16,7 +16,7 @@ from engine.stores.connections import Stores, open_postgres
 from engine.stores.outbox import Reader
 from engine.till import Till
 from engine.waiters import Waiters
-from tests.shop import PRICE, Shop, open_shop
+from tests.shop import PRICE, Selling, Shop, open_shop
 from tests.wires import losing_answers
 
 T = TypeVar("T")
@@ -29,13 +29,13 @@ async def shop(stores: Stores) -> Shop:
 
 
 @asynccontextmanager
-async def opened_till(shop: Shop, *, answer_within_s: float = 5.0) -> AsyncIterator[Till]:
+async def opened_till(shop: Selling, *, answer_within_s: float = 5.0) -> AsyncIterator[Till]:
     waiters = Waiters(shop.stores.postgres, shop.stores.listener)
     async with waiters.listening():
         yield Till(shop.stores.gate, shop.stores.postgres, waiters, answer_within_s=answer_within_s)
 
 
-async def drained_until(shop: Shop, asked: Awaitable[T]) -> T:
+async def drained_until(shop: Selling, asked: Awaitable[T]) -> T:
     """Do a worker's work until this is answered."""
     sale, answer = await shop.sale(), asyncio.ensure_future(asked)
     generation = await shop.own()
