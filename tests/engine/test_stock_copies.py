@@ -200,6 +200,21 @@ async def test_units_given_back_while_a_copy_is_written_are_given_back_once(
     assert (await drop.fields("buyers")).get(await drop.person("ann"), "0")[0] == str(kept)
 
 
+async def test_what_is_left_and_who_has_what_is_read_from_one_count(stores: Stores) -> None:
+    """Units may be given back between two statements of the transaction that begins the epoch."""
+    drop = await open_drop(stores)
+    order_id = await drop.order(status="PARTIALLY_REFUNDED", refunded={"mug": 2}, mug=5)
+    (mug,) = [
+        row
+        for row in await stock_copies.SQL.list_variants.fetch(stores.postgres, drop.sale_id)
+        if row["variant_id"] == drop.variant_ids["mug"]
+    ]
+    [hold] = await stock_copies.SQL.list_holds.fetch(stores.postgres, drop.sale_id, 3_600)
+    [buyer] = await stock_copies.SQL.list_buyers.fetch(stores.postgres, drop.sale_id)
+    assert (hold["hold_id"], hold["state"], hold["amount"]) == (order_id, "SOLD", 6_000)
+    assert (mug["units"], hold["quantities"], buyer["bought"]) == (5, [5], 5)
+
+
 # What ends ------------------------------------------------------------------------------------------------------------
 
 
