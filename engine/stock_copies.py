@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import asyncpg
 import msgspec
 
-from engine import copies
+from engine import copies, orders
 from engine.copies import Loaded, LoadedAnswer, Row, Verdict
 from engine.sales import Sale
 from engine.stores import queries
@@ -60,8 +60,7 @@ async def settle(connection: Connection, sale: Sale, *, repeat_window_s: int) ->
     unpaid = await SQL.list_unpaid.fetch(connection, sale.sale_id)
     verdict = decide(left, live_payments, unpaid)
     await copies.void(connection, verdict.voided_payment_ids)
-    ended = await SQL.end_orders.fetch(connection, list(verdict.endings), list(verdict.endings.values()))
-    await SQL.end_items.execute(connection, [row["order_id"] for row in ended])
+    await orders.end(connection, verdict.endings)
     # What is given back between the first reading and this one is more to have, not less.
     await SQL.keep_counted.execute(connection, sale.sale_id)
     given_up: Counter[str] = Counter()

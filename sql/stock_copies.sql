@@ -52,27 +52,6 @@ WHERE orders.sale_id = $1
 GROUP BY orders.order_id
 ORDER BY orders.created_at, orders.order_id;
 
--- name: end_orders
--- Rows that end, each with its reason; one that has ended or is paid stays as it is.
-UPDATE orders
-SET status = CASE ending.reason WHEN 'EXPIRED' THEN 'EXPIRED' ELSE 'CANCELLED' END,
-    reason = ending.reason,
-    ended_at = now(),
-    version = version + 1,
-    updated_at = now()
-FROM unnest($1::uuid[], $2::text[]) AS ending (order_id, reason)
-WHERE orders.order_id = ending.order_id
-  AND orders.status = 'PENDING'
-RETURNING orders.order_id;
-
--- name: end_items
--- The lines of rows that ended.
-UPDATE order_items
-SET status = 'ENDED',
-    updated_at = now()
-WHERE order_id = ANY ($1::uuid[])
-  AND status = 'HELD';
-
 -- name: keep_counted
 -- In a new copy the store counts what Postgres says is bought, and owes nothing of what was given back before.
 UPDATE order_items

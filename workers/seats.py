@@ -1,7 +1,8 @@
 """Sweeps: holds whose time is over end, of seats and of units, a bounded number a pass."""
 
-from engine import seats, stock
+from engine import wares
 from engine.sales import Sale
+from engine.seats import Expired
 from engine.stores.connections import Stores
 from workers import metrics
 
@@ -14,9 +15,8 @@ async def sweep(stores: Stores, sale: Sale) -> bool:
 
     Nothing depends on when this runs: a lapsed hold counts as free in every script.
     """
-    expire = stock.expire if sale.kind == "stock" else seats.expire
-    reply = await expire(stores.gate, sale, most=SWEPT_AT_ONCE)
-    if not isinstance(reply, seats.Expired):
+    reply = await wares.of(sale).scripts.expire(stores.gate, sale, most=SWEPT_AT_ONCE)
+    if not isinstance(reply, Expired):
         return False
     metrics.EXPIRED.inc(reply.count)
     return reply.left > 0
