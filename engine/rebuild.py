@@ -22,12 +22,13 @@ from typing import Any, TypeAlias
 import asyncpg
 import msgspec
 
-from engine import errands, ids, messages, offers, reservations, sales, seats, settlement, waiting_room
+from engine import coupons, errands, ids, messages, offers, reservations, sales, seats, settlement, waiting_room
+from engine.coupons import CountedCoupons
 from engine.errands import Leg
 from engine.sales import Sale
 from engine.stores import outbox, queries
 from engine.stores.connections import Stores
-from engine.stores.keys import SaleKeys
+from engine.stores.keys import CouponKeys, SaleKeys
 from engine.stores.outbox import Divergence, Entry, Handler, OwnershipLost, Reader, Stream
 from engine.stores.queries import Connection
 from engine.stores.replies import Reply, SaleUnknown, StaleEpoch
@@ -43,6 +44,7 @@ SQL = queries.load("rebuild")
 SEATS_AT_ONCE = 1000
 HOLDS_AT_ONCE = 200
 TOKENS_AT_ONCE = 1000
+COUPONS_AT_ONCE = 1000
 
 
 class Closed(Reply, frozen=True):
@@ -112,6 +114,8 @@ LOAD_TOKENS = Script("sales/load_tokens", SaleKeys, Loaded | SaleOpen | SaleUnkn
 COUNT = Script("sales/count", SaleKeys, Counted | SaleUnknown | StaleEpoch)
 COUNT_STOCK = Script("sales/count_stock", SaleKeys, CountedStock | SaleUnknown | StaleEpoch)
 OPEN = Script("sales/open", SaleKeys, Opened | SaleUnknown | StaleEpoch)
+CLEAR_COUPONS = Script("coupons/clear", CouponKeys, Cleared | StaleEpoch)
+LOAD_COUPONS = Script("coupons/load", CouponKeys, Loaded | SaleOpen | SaleUnknown | StaleEpoch)
 
 
 class RebuildFailed(Exception):
@@ -155,8 +159,10 @@ async def rebuild(stores: Stores, sale_id: str, generation: int) -> Sale:
     if sale.epoch > 0:
         await _apply_rest(stores, sale, generation)
     copy = await _raise_epoch(stores, sale, generation, found.epoch if isinstance(found, StaleEpoch) else 0)
-    expected = await _write(stores, copy)
-    await _compare(stores, copy.sale, expected)
+    if copy.sale.kind == "coupon":
+        await _write_coupons(stores, copy.sale)
+    else:
+        await _compare(stores, copy.sale, await _write(stores, copy))
     _expect(await OPEN(stores.gate, copy.sale.keys, epoch=copy.sale.epoch), Opened)
     if not await SQL.finish.execute(stores.postgres, sale_id, copy.sale.epoch):
         raise _lost(sale_id)
@@ -195,6 +201,8 @@ async def demand(stores: Stores, sale_id: str, *, reason: str, within_s: float =
 
 def handlers(sale: Sale) -> Mapping[Stream, Handler]:
     """What the entries of each stream of a sale mean to Postgres."""
+    if sale.kind == "coupon":
+        return {"outbox": coupons.handler(sale)}
 
     async def apply(connection: Connection, entries: Sequence[Entry]) -> None:
         await reservations.record(connection, sale, entries)
@@ -361,6 +369,24 @@ async def _write(stores: Stores, copy: Copy) -> Counted:
         ended_tokens += len(rows)
     await messages.put_back(gate, stores.postgres, sale)
     return expect(copy.holds, seats=seats_total, blocked=blocked, ended_tokens=ended_tokens)
+
+
+async def _write_coupons(stores: Stores, sale: Sale) -> None:
+    """Steps 4 and 5 of a source of coupons: its terms, and who has one."""
+    terms = (
+        *await coupons.find_stored_terms(stores.postgres, sale.sale_id),
+        *("backlog_max", stores.settings.backlog_max),
+    )
+    _expect(await CLEAR_COUPONS(stores.gate, sale.keys, epoch=sale.epoch, terms=terms), Cleared)
+    issued = 0
+    first = "0" * 32
+    async for rows in _pages(stores.postgres, SQL.list_user_coupons, sale.sale_id, first, "user_id", COUPONS_AT_ONCE):
+        user_ids = [row["user_id"] for row in rows]
+        _expect(await LOAD_COUPONS(stores.gate, sale.keys, epoch=sale.epoch, user_ids=user_ids), Loaded)
+        issued += len(rows)
+    counted = await coupons.COUNT(stores.gate, sale.keys, epoch=sale.epoch)
+    if not isinstance(counted, CountedCoupons) or counted.issued != issued:
+        raise RebuildFailed(f"source {sale.sale_id}: meant to write {issued} coupons, the store has {counted}")
 
 
 def expect(holds: Iterable[Row], *, seats: int, blocked: set[str], ended_tokens: int) -> Counted:

@@ -221,6 +221,15 @@ WHERE sale_id = $1
 ORDER BY queue_no
 LIMIT $3;
 
+-- name: list_user_coupons
+-- Who after this one has a coupon of a source.
+SELECT user_id
+FROM user_coupons
+WHERE coupon_id = $1
+  AND user_id > $2
+ORDER BY user_id
+LIMIT $3;
+
 -- name: finish
 -- The copy of this epoch is open: what every process was told by Redis, Postgres says too.
 UPDATE sales
