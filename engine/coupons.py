@@ -35,7 +35,7 @@ SQL = queries.load("coupons")
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """What a coupon is worth, and when: FIXED takes off an amount, RATE whole percent, up to a maximum if there is one."""
+    """What a coupon is worth, and when: FIXED takes off an amount, RATE whole percent, to a maximum if there is one."""
 
     name: str
     type: Type
