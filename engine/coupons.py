@@ -144,6 +144,7 @@ class Issued(Reply, frozen=True):
 class CountedCoupons(Reply, frozen=True):
     """What the store has of a source: the version of its terms, how many there ever were, how many users have one."""
 
+    state: str
     version: int
     quantity: int
     issued: int

@@ -221,8 +221,8 @@ class Inspection:
 
     async def _look_at_coupons(self, stores: Stores, row: Sale) -> bool:
         reply = await coupons.COUNT(stores.gate, row.keys, epoch=row.epoch)
-        if not isinstance(reply, CountedCoupons):
-            raise Divergence(f"the store answers {word_of(type(reply))}")
+        if not isinstance(reply, CountedCoupons) or reply.state != "open":
+            raise Divergence(f"the store answers {reply}")
         if reply.version < row.version:
             await coupons.send(stores.gate, stores.postgres, row)
         metrics.keep_behind(row.sale_id, outbox=reply.outbox_behind, journal=0)

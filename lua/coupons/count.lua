@@ -9,7 +9,7 @@
 -- ARGV
 --   epoch
 -- RETURNS
---   counted_coupons         version quantity issued outbox_behind
+--   counted_coupons         state version quantity issued outbox_behind
 --   sale_unknown
 --   stale_epoch             epoch
 --
@@ -25,6 +25,6 @@ if sale.epoch ~= epoch then
 end
 
 return {
-  "counted_coupons", term("version"), term("quantity"), redis.call("HLEN", issued),
+  "counted_coupons", sale.state, term("version"), term("quantity"), redis.call("HLEN", issued),
   term("outbox_n") - term("outbox_persisted_n"),
 }
