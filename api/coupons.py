@@ -95,10 +95,10 @@ class CouponTerms(Document, frozen=True, kw_only=True):
 
     name: str
     type: Type
-    discount_amount: int | UnsetType
-    discount_rate: int | UnsetType
-    max_discount_amount: int | UnsetType
-    minimum_spend: int | UnsetType
+    discount_amount: int | UnsetType = UNSET
+    discount_rate: int | UnsetType = UNSET
+    max_discount_amount: int | UnsetType = UNSET
+    minimum_spend: int | UnsetType = UNSET
     usable_from: Time
     usable_to: Time
 
@@ -135,10 +135,10 @@ class UserCouponDocument(CouponTerms, frozen=True, kw_only=True):
     user_coupon_id: str
     coupon_id: str
     status: Annotated[str, Meta(extra_json_schema={"enum": ["AVAILABLE", "RESERVED", "USED"]})]
-    order_id: str | UnsetType
-    reservation_id: str | UnsetType
+    order_id: str | UnsetType = UNSET
+    reservation_id: str | UnsetType = UNSET
     created_at: Time
-    used_at: Time | UnsetType
+    used_at: Time | UnsetType = UNSET
 
 
 # Users ----------------------------------------------------------------------------------------------------------------
