@@ -55,6 +55,7 @@ class House:
     seat_maps: SeatMaps
     queue_tokens: QueueTokens
     till: Till
+    waiters: Waiters
     rooms: Rooms
     events: Events
     passes: PassDesk
@@ -112,6 +113,7 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
             seat_maps=SeatMaps(maps, postgres),
             queue_tokens=QueueTokens(shared.secret),
             till=Till(stores.gate, postgres, waiters, cards=cards),
+            waiters=waiters,
             rooms=rooms,
             events=Events(stores.gate, book, maps, rooms, most=settings.listeners_max),
             passes=PassDesk(passes),

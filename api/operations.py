@@ -111,9 +111,16 @@ class Request:
         return int(version[1])
 
     async def sale(self, sale_id: str) -> Sale:
-        """The sale of this id; raises Refused where there is none."""
+        """The sale of this id; raises Refused where there is none. A source of coupons is none."""
         sale = await self.house.book.find(sale_id)
-        if sale is None:
+        if sale is None or sale.kind == "coupon":
+            raise Refused(NotFound())
+        return sale
+
+    async def source(self, coupon_id: str) -> Sale:
+        """The source of coupons of this id, as the shard that it is; raises Refused where there is none."""
+        sale = await self.house.book.find(coupon_id)
+        if sale is None or sale.kind != "coupon":
             raise Refused(NotFound())
         return sale
 

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from redis.exceptions import RedisError
 
 from api.clock import Time, rfc3339
-from engine import accounts, cancellations, carts, payments, resolutions, seats, stock, tickets, waiting_room
+from engine import accounts, cancellations, carts, coupons, payments, resolutions, seats, stock, tickets, waiting_room
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SaleClosed, SlowDown
 from engine.sales import StaleVersion
 from engine.stores.coalesce import Overdue
@@ -251,6 +251,17 @@ def _opening(refusal: seats.SaleNotOpen) -> Opening:
     return Opening(rfc3339(refusal.opens_at_ms))
 
 
+class Issuing(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why not, and when it begins where it will."""
+
+    reason: str
+    starts_at: Time | UnsetType = UNSET
+
+
+def _issuing(refusal: coupons.NotIssuing) -> Issuing:
+    return Issuing(refusal.reason, rfc3339(refusal.starts_at_ms) if refusal.starts_at_ms else UNSET)
+
+
 class Entrance(msgspec.Struct, frozen=True):
     """When the ticket opened the door."""
 
@@ -290,6 +301,9 @@ PROBLEMS: dict[type[Reply], Problem] = {
     seats.ExtensionSpent: Problem(409),
     seats.PaymentRunning: Problem(409),
     cancellations.CancellationClosed: Problem(409),
+    coupons.CouponsGone: Problem(409),
+    coupons.NotIssuing: Problem(409, _issuing),
+    coupons.QuantityTaken: Problem(409),
     resolutions.NotInDoubt: Problem(409),
     resolutions.StillInDoubt: Problem(409),
     tickets.AlreadyRedeemed: Problem(409, _redeemed),

@@ -212,6 +212,7 @@ async def edit_room(request: Request, sale_id: str, body: EditedRoom) -> Answer:
 )
 async def find_room(request: Request, sale_id: str) -> Answer:
     """How the waiting room is set."""
+    await request.sale(sale_id)
     sale = await request.house.book.read(sale_id)
     if sale is None:
         raise Refused(NotFound())
@@ -250,9 +251,13 @@ class Rebuilt(Document, frozen=True):
     refusals=(Busy,),
 )
 async def rebuild_sale(request: Request, sale_id: str, body: Empty) -> Answer:  # noqa: ARG001 - it says nothing
-    """Write the copy in Redis anew from Postgres; meanwhile the sale answers `sale_rebuilding`."""
+    """Write the copy in Redis anew from Postgres; meanwhile the sale answers `sale_rebuilding`.
+
+    A source of coupons is written anew by its own id, in the same way.
+    """
     house = request.house
-    await request.sale(sale_id)
+    if await house.book.find(sale_id) is None:
+        raise Refused(NotFound())
     if not await rebuild.demand(house.stores, sale_id, reason="an operator asked", within_s=REBUILT_WITHIN_S):
         raise Refused(BUSY)
     rebuilt = await house.book.read(sale_id)

@@ -128,7 +128,7 @@ async def set_room(settings: Settings, sale_id: str, changes: Mapping[str, objec
             sale = await offers.configure(stores, book, sale_id=sale_id, changes=changes)
         else:
             sale = await book.read(sale_id)
-    if sale is None:
+    if sale is None or (isinstance(sale, Sale) and sale.kind == "coupon"):
         raise click.ClickException(f"There is no sale {sale_id}.")
     if not isinstance(sale, Sale):
         raise _refused(sale)
@@ -141,7 +141,7 @@ async def send_message(settings: Settings, sale_id: str, *, text: str, key: str 
     message_id = ids.derive("command line", "message", sale_id, key) if key else ids.random_id()
     async with _opened(settings) as stores:
         sale = await SaleBook(stores.postgres).read(sale_id)
-        if sale is None:
+        if sale is None or sale.kind == "coupon":
             raise click.ClickException(f"There is no sale {sale_id}.")
         sent = await messages.send(
             stores.gate,
@@ -163,7 +163,7 @@ async def block(
     asked = Asked(seat_block_id=ids.random_id(), seat_nos=tuple(seat_nos), section=section, blocked=blocked)
     async with _opened(settings) as stores:
         sale = await SaleBook(stores.postgres).read(sale_id)
-        if sale is None:
+        if sale is None or sale.kind == "coupon":
             raise click.ClickException(f"There is no sale {sale_id}.")
         changed = await seat_blocks.change(stores, sale, asked)
     if isinstance(changed, SeatTaken):

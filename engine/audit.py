@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol
 import asyncpg
 import msgspec
 
+from engine import coupon_audit
+from engine.coupon_audit import Source
 from engine.stores import queries
 from engine.stores.connections import RedisClient
 from engine.stores.keys import SaleKeys
@@ -48,11 +50,11 @@ Rows = Sequence[asyncpg.Record]
 
 
 class Heard(Protocol):
-    """One answer that a client took for true: its seats are held, or bought, or a ticket was let in."""
+    """One answer that a client took for true: its seats are held, or bought, a ticket was let in, a coupon issued."""
 
     @property
     def event(self) -> str:
-        """`held`, `confirmed` or `redeemed`."""
+        """`held`, `confirmed`, `redeemed` or `issued`."""
 
     @property
     def sale_id(self) -> str:
@@ -85,6 +87,10 @@ class Heard(Protocol):
     @property
     def ticket_no(self) -> int | None:
         """The ticket that was let in."""
+
+    @property
+    def user_coupon_id(self) -> str | None:
+        """The coupon that was issued; `sale_id` says of which source."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +127,10 @@ async def audit(
     sales = await SQL.list_sales.fetch(postgres)
     until = asyncio.get_running_loop().time() + settle_s
     halls = [await _come_to_rest(redis, postgres, sale, until) for sale in sales]
+    sources = [
+        await coupon_audit.come_to_rest(redis, postgres, row["coupon_id"], until)
+        for row in await SQL.list_sources.fetch(postgres)
+    ]
     found = _Questions(postgres)
     cases = [
         await _count_seats(found, halls),
@@ -129,13 +139,14 @@ async def audit(
         await _judge_line(found, redis, halls),
         await _sum_balances(found),
         await _find_unfinished(found, halls, grace_s),
-        _compare_stores(halls),
+        _compare_stores(halls, sources),
         await _follow_streams(found, halls),
     ]
     if heard is not None:
         cases.append(await _believe(postgres, heard))
     checks = sorted((case.judge() for case in cases), key=lambda check: int(check.invariant[1:]))
-    to_rebuild = {hall.sale_id for hall in halls if hall.closed}.union(*(case.lying for case in cases))
+    closed = {hall.sale_id for hall in halls if hall.closed} | {each.sale_id for each in sources if each.closed}
+    to_rebuild = closed.union(*(case.lying for case in cases))
     return Report(
         verdict=_worst(check.verdict for check in checks),
         sales=len(sales),
@@ -179,7 +190,7 @@ class _Case:
         if len(self.findings) < FINDINGS_MAX:
             self.findings.append(finding)
 
-    def accuse_copy(self, hall: "Hall", finding: str) -> None:
+    def accuse_copy(self, hall: "Hall | Source", finding: str) -> None:
         """Accuse the copy of a sale in Redis."""
         self.lying.add(hall.sale_id)
         self.accuse(f"sale {hall.sale_id}: {finding}")
@@ -190,7 +201,7 @@ class _Case:
         self.findings += [say(row) for row in rows[: FINDINGS_MAX - len(self.findings)]]
         self.found += rows[0]["total"] if rows else 0
 
-    def doubt(self, halls: Iterable["Hall"]) -> None:
+    def doubt(self, halls: Iterable["Hall | Source"]) -> None:
         """Leave the case open for each sale that did not come to rest."""
         self.unknown += [f"sale {hall.sale_id}: {hall.moving}" for hall in halls if hall.moving]
 
@@ -438,6 +449,13 @@ async def _count_seats(found: _Questions, halls: Sequence[Hall]) -> _Case:
         await found.ask("find_unfounded_claims"),
         lambda row: f"reservation {row['reservation_id']} is {row['status']} and claims {row['claims']} seats",
     )
+    case.accuse_all(
+        await found.ask("find_miscounted_coupons"),
+        lambda row: (
+            f"source {row['sale_id']} had {row['initial_quantity']} coupons: {row['quantity']} are left, "
+            f"{row['issued']} are users'"
+        ),
+    )
     case.looked_at["seats in Redis"] = 0
     for hall in halls:
         if hall.moving is None:
@@ -531,6 +549,7 @@ async def _believe(postgres: asyncpg.Pool, heard: Sequence[Heard]) -> _Case:
             if complaint := _disproof(line, row):
                 case.accuse(f"payment {line.payment_id} was heard as confirmed: {complaint}")
     await _believe_doors(postgres, case, [line for line in heard if line.event == "redeemed"])
+    await _believe_issues(postgres, case, [line for line in heard if line.event == "issued"])
     return case
 
 
@@ -552,6 +571,24 @@ async def _believe_doors(postgres: asyncpg.Pool, case: _Case, redeemed: Sequence
                 )
     if redeemed:
         case.looked_at["redemptions heard"] = len(redeemed)
+
+
+async def _believe_issues(postgres: asyncpg.Pool, case: _Case, issued: Sequence[Heard]) -> None:
+    """Hold the book to what users were told of coupons: each is a row of theirs."""
+    for chunk in _in_chunks(issued, 1000):
+        user_coupon_ids = [line.user_coupon_id for line in chunk]
+        rows = {row["user_coupon_id"]: row for row in await SQL.find_issued.fetch(postgres, user_coupon_ids)}
+        for line in chunk:
+            row = rows.get(line.user_coupon_id)
+            if row is None:
+                case.accuse(f"coupon {line.user_coupon_id} was heard as issued: it is not in Postgres")
+            elif (row["coupon_id"], row["user_id"]) != (line.sale_id, line.user_id):
+                case.accuse(
+                    f"coupon {line.user_coupon_id} was heard as issued to {line.user_id} from {line.sale_id}: it is "
+                    f"{row['user_id']}'s, from {row['coupon_id']}"
+                )
+    if issued:
+        case.looked_at["issues heard"] = len(issued)
 
 
 def _disproof(line: Heard, row: asyncpg.Record | None) -> str | None:
@@ -652,7 +689,11 @@ async def _find_repeats(found: _Questions, heard: Sequence[Heard]) -> _Case:
             let_in = doors.setdefault(line.ticket_no, (line.user_id, line.key))
             if let_in != (line.user_id, line.key):
                 case.accuse(f"ticket {line.ticket_no} was redeemed by both key {let_in[1]} and key {line.key}")
-        effect = {"held": line.reservation_id, "redeemed": str(line.ticket_no)}.get(line.event, line.payment_id or "")
+        effect = {
+            "held": line.reservation_id,
+            "redeemed": str(line.ticket_no),
+            "issued": line.user_coupon_id or "",
+        }.get(line.event, line.payment_id or "")
         known = effects.setdefault((line.event, line.user_id, line.key), effect)
         if known != effect:
             case.accuse(f"key {line.key} of user {line.user_id} made both {known} and {effect}")
@@ -765,7 +806,7 @@ def _shelved(copy: Copy) -> set[str]:
     return {seat_no for seat_no, (_, holder, _) in copy.seats_in("BLOCKED").items() if holder == "list"}
 
 
-def _compare_stores(halls: Sequence[Hall]) -> _Case:
+def _compare_stores(halls: Sequence[Hall], sources: Sequence[Source]) -> _Case:
     case = _Case(
         "I9",
         {
@@ -778,7 +819,13 @@ def _compare_stores(halls: Sequence[Hall]) -> _Case:
         if hall.moving is None:
             for finding in _differences(hall):
                 case.accuse_copy(hall, finding)
-    case.doubt(halls)
+    for source in sources:
+        if source.moving is None:
+            for finding in coupon_audit.differences(source):
+                case.accuse_copy(source, finding)
+    if sources:
+        case.looked_at["coupons"] = sum(len(source.books.users) for source in sources)
+    case.doubt((*halls, *sources))
     return case
 
 

@@ -26,6 +26,10 @@ T = TypeVar("T")
 SQL = queries.load("copies")
 
 
+class Cleared(Reply, frozen=True):
+    """The sale has terms and nothing else, in the new epoch."""
+
+
 class Loaded(Reply, frozen=True):
     """So many rows were written."""
 

@@ -75,11 +75,14 @@ async def send(gate: Gate, postgres: asyncpg.Pool, sale: Sale) -> Configured | U
 async def configure(
     stores: Stores, book: SaleBook, *, sale_id: str, changes: Mapping[str, object], version: int | None = None
 ) -> Sale | SaleClosed | StaleVersion | None:
-    """Change the terms of a sale or its room: first in the row, then in the store.
+    """Change the terms of a sale or its room: first in the row, then in the store; None where there is no such sale.
 
     A process that dies between the two leaves a row that is ahead; the sale's owner sees that and sends the terms
     again. A room set to `draining` without a cut-off lets in whoever had a number before.
     """
+    known = await book.find(sale_id)
+    if known is None or known.kind == "coupon":
+        return None
     if changes.get("room") == "draining" and "draining_no" not in changes:
         changes = {**changes, "draining_no": await _last_queue_no(stores, sale_id)}
     async with stores.postgres.acquire() as connection, connection.transaction():

@@ -21,8 +21,19 @@ from typing import Final, Protocol
 import asyncpg
 import msgspec
 
-from engine import ids, messages, sales, seat_copies, settlement, stock_copies, waiting_room, wares
-from engine.copies import Contents, Loaded, LoadedAnswer, RebuildFailed, Row, expect, pages
+from engine import (
+    coupon_copies,
+    coupons,
+    ids,
+    messages,
+    sales,
+    seat_copies,
+    settlement,
+    stock_copies,
+    waiting_room,
+    wares,
+)
+from engine.copies import Cleared, Contents, Loaded, LoadedAnswer, RebuildFailed, Row, expect, pages
 from engine.sales import Sale
 from engine.stores import outbox, queries
 from engine.stores.connections import Stores
@@ -41,10 +52,6 @@ TOKENS_AT_ONCE = 1000
 
 class Closed(Reply, frozen=True):
     """No script changes the sale any more."""
-
-
-class Cleared(Reply, frozen=True):
-    """The sale has terms and nothing else, in the new epoch."""
 
 
 class Opened(Reply, frozen=True):
@@ -75,7 +82,8 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
     queue_no: int
     queue_no_ceiling: int
     serving: int
-    contents: Contents
+    # None of a source of coupons: nothing in it ends with an epoch.
+    contents: Contents | None
 
 
 # What callers see -----------------------------------------------------------------------------------------------------
@@ -94,11 +102,15 @@ async def rebuild(stores: Stores, sale_id: str, generation: int) -> Sale:
     if sale.epoch > 0:
         await _apply_rest(stores, sale, generation)
     copy = await _raise_epoch(stores, sale, generation, found.epoch if isinstance(found, StaleEpoch) else 0)
-    await _write(stores, copy)
+    if copy.contents is None:
+        await coupon_copies.write(stores, copy.sale)
+    else:
+        await _write(stores, copy, copy.contents)
     expect(await OPEN(stores.gate, copy.sale.keys, epoch=copy.sale.epoch), Opened)
     if not await SQL.finish.execute(stores.postgres, sale_id, copy.sale.epoch):
         raise _lost(sale_id)
-    logger.info("sale %s is open in epoch %d with %d holds", sale_id, copy.sale.epoch, len(copy.contents.holds))
+    holds = len(copy.contents.holds) if copy.contents else 0
+    logger.info("sale %s is open in epoch %d with %d holds", sale_id, copy.sale.epoch, holds)
     return copy.sale
 
 
@@ -133,6 +145,8 @@ async def demand(stores: Stores, sale_id: str, *, reason: str, within_s: float =
 
 def handlers(sale: Sale) -> Mapping[Stream, Handler]:
     """What the entries of each stream of a sale mean to Postgres."""
+    if sale.kind == "coupon":
+        return {"outbox": coupons.handler(sale)}
 
     async def apply(connection: Connection, entries: Sequence[Entry]) -> None:
         await wares.of(sale).rows.record(connection, sale, entries)
@@ -181,7 +195,8 @@ async def _raise_epoch(stores: Stores, sale: Sale, generation: int, found_epoch:
         raised = await SQL.raise_epoch.fetchrow(connection, sale_id, found_epoch, sales.QUEUE_NO_STEP)
         assert raised is not None  # noqa: S101 - its watermarks refer to it
         await SQL.reset_streams.execute(connection, sale_id, raised["epoch"])
-        contents = await SETTLE[sale.kind](connection, sale, repeat_window_s=stores.settings.repeat_window_s)
+        settle = SETTLE.get(sale.kind)
+        contents = await settle(connection, sale, repeat_window_s=stores.settings.repeat_window_s) if settle else None
         rows = await sales.SQL.find_sales.fetch(connection, [sale_id])
     return Copy(
         sale=sales.from_row(rows[0]),
@@ -196,7 +211,7 @@ async def _raise_epoch(stores: Stores, sale: Sale, generation: int, found_epoch:
 # Steps 4 and 5 --------------------------------------------------------------------------------------------------------
 
 
-async def _write(stores: Stores, copy: Copy) -> None:
+async def _write(stores: Stores, copy: Copy, contents: Contents) -> None:
     """Clear the sale, write everything, and count it."""
     sale, gate = copy.sale, stores.gate
     was_on = sale.room not in {"off", "bypass"} and not copy.is_first
@@ -218,8 +233,8 @@ async def _write(stores: Stores, copy: Copy) -> None:
         expect(await LOAD_TOKENS(gate, sale.keys, epoch=sale.epoch, rows=flat), Loaded)
         ended_tokens += len(rows)
     await messages.put_back(gate, stores.postgres, sale)
-    meant = await copy.contents.write(stores, sale, ended_tokens=ended_tokens)
-    counted = await copy.contents.count(gate, sale)
+    meant = await contents.write(stores, sale, ended_tokens=ended_tokens)
+    counted = await contents.count(gate, sale)
     if counted != meant:
         raise RebuildFailed(f"sale {sale.sale_id}: meant to write {meant}, the store has {counted}")
 

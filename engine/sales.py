@@ -16,7 +16,7 @@ from engine.refusals import IdempotencyKeyReused
 from engine.stores import queries
 from engine.stores.coalesce import Coalescer
 from engine.stores.connections import Stores
-from engine.stores.keys import SaleKeys
+from engine.stores.keys import CouponKeys, SaleKeys
 from engine.stores.replies import Refusal, Reply, SaleRebuilding, SaleUnknown, StaleEpoch
 from engine.stores.scripts import Argument, Gate, Script
 
@@ -72,7 +72,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sale(Terms, frozen=True, kw_only=True):
-    """One sale as this process last read its row."""
+    """One sale as this process last read its row; a source of coupons has such a row, too."""
 
     sale_id: str
     kind: str = "seats"
@@ -91,7 +91,7 @@ class Sale(Terms, frozen=True, kw_only=True):
     @property
     def keys(self) -> SaleKeys:
         """The keys of this sale in Redis."""
-        return SaleKeys(self.sale_id)
+        return CouponKeys(self.sale_id) if self.kind == "coupon" else SaleKeys(self.sale_id)
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):

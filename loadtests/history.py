@@ -13,12 +13,13 @@ import msgspec
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One answer that a client took for true: its seats are held, or bought, or a ticket was let in.
+    """One answer that a client took for true: its seats are held, or bought, a ticket was let in, a coupon issued.
 
-    A door says who scanned (`user_id`) and which seat; its `reservation_id` may be empty and its amount 0.
+    A door says who scanned (`user_id`) and which seat; its `reservation_id` may be empty and its amount 0. Of a coupon
+    `sale_id` is the source.
     """
 
-    event: Literal["held", "confirmed", "redeemed"]
+    event: Literal["held", "confirmed", "redeemed", "issued"]
     sale_id: str
     user_id: str
     key: str
@@ -28,6 +29,7 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     amount: int
     payment_id: str | None = None
     ticket_no: int | None = None
+    user_coupon_id: str | None = None
 
 
 class History:

@@ -24,7 +24,14 @@ SELECT
 -- Every sale, oldest first, and since when its terms are what they are.
 SELECT sale_id, kind, name, active_max, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at_ms
 FROM sales
+WHERE kind <> 'coupon'
 ORDER BY created_at, sale_id;
+
+-- name: list_sources
+-- Every source of coupons, oldest first.
+SELECT coupon_id
+FROM coupons
+ORDER BY created_at, coupon_id;
 
 -- name: read_clock
 -- Now, in milliseconds.
@@ -60,6 +67,19 @@ FROM (
 ) AS counted
 WHERE quantity <> initial_quantity - bought
 ORDER BY sale_id, variant_id
+LIMIT $1;
+
+-- name: find_miscounted_coupons
+-- Sources whose coupons are not those that are left and those that users have.
+SELECT coupon_id AS sale_id, initial_quantity, quantity, issued, count(*) OVER () AS total
+FROM (
+  SELECT coupons.coupon_id, coupons.initial_quantity, coupons.quantity, count(user_coupons.user_id) AS issued
+  FROM coupons
+  LEFT JOIN user_coupons USING (coupon_id)
+  GROUP BY coupons.coupon_id
+) AS counted
+WHERE quantity + issued <> initial_quantity
+ORDER BY coupon_id
 LIMIT $1;
 
 -- name: find_seats_claimed_twice
@@ -129,6 +149,12 @@ WHERE payment_id = ANY ($1::uuid[]);
 SELECT ticket_no, sale_id, seat_no, status, redeemed_at IS NOT NULL AS was_redeemed
 FROM tickets
 WHERE ticket_no = ANY ($1::bigint[]);
+
+-- name: find_issued
+-- Whose these coupons are.
+SELECT user_coupon_id, coupon_id, user_id
+FROM user_coupons
+WHERE user_coupon_id = ANY ($1::uuid[]);
 
 -- I3: one charge for one sale ---------------------------------------------------------------------------------------
 
@@ -570,6 +596,18 @@ FROM orders
 JOIN order_items AS lines USING (order_id)
 WHERE orders.sale_id = $1 AND lines.counted > 0
 GROUP BY orders.user_id;
+
+-- name: find_source
+-- What there are and are left of a source, and the version of its terms.
+SELECT initial_quantity, quantity, version
+FROM coupons
+WHERE coupon_id = $1;
+
+-- name: list_source_users
+-- Who has a coupon of a source.
+SELECT user_id
+FROM user_coupons
+WHERE coupon_id = $1;
 
 -- I13: every entry was applied once ---------------------------------------------------------------------------------
 

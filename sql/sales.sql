@@ -28,6 +28,7 @@ SELECT sales.sale_id, sales.name, sales.room, sales.store_state, sales.opens_at,
   schedules.seats_available, schedules.seats_total, schedules.schedule_id
 FROM sales
 LEFT JOIN schedules USING (sale_id)
+WHERE sales.kind <> 'coupon'
 ORDER BY sales.created_at DESC, sales.sale_id DESC
 LIMIT $1;
 

@@ -12,7 +12,7 @@ from engine.reservations import Holding
 from engine.sales import Sale, SaleBook, Terms
 from engine.stores import outbox
 from engine.stores.connections import Stores
-from engine.stores.outbox import STREAMS, Entry, Reader
+from engine.stores.outbox import Entry, Reader
 
 PRICE = 30_000
 START_AT = datetime(2031, 5, 1, 19, tzinfo=UTC)
@@ -88,8 +88,7 @@ class Selling:
     async def drain(self) -> int:
         """Apply all that both streams hold; returns how many entries."""
         generation, sale, count = await self.own(), await self.sale(), 0
-        for stream in STREAMS:
-            handler = rebuild.handlers(sale)[stream]
+        for stream, handler in rebuild.handlers(sale).items():
             reader = Reader(self.stores.gate, self.stores.postgres, sale.keys, stream, generation, handler)
             while applied := await reader.drain():
                 count += applied

@@ -11,8 +11,9 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from engine import offers, rebuild, sales, shifts
+from engine import coupons, offers, rebuild, sales, shifts
 from engine.cards import Cards
+from engine.coupons import CountedCoupons
 from engine.sales import Checkpoint, Sale, SaleBook
 from engine.stores import outbox
 from engine.stores.connections import Stores
@@ -157,8 +158,9 @@ class Shift:
             for stream, handler in rebuild.handlers(sale).items()
         }
         offset = int(sale.sale_id[:4], 16) / 0x10000
+        inspect = (INSPECT_EVERY_S, "inspect", Inspection(sale, readers).look)
         ticks: tuple[tuple[float, str, Tick], ...] = (
-            (INSPECT_EVERY_S, "inspect", Inspection(sale, readers).look),
+            inspect,
             (seats.SWEEP_EVERY_S, "sweep", seats.sweep),
             (waiting_room.ADMIT_EVERY_S, "admit", waiting_room.admit),
             (payments.RECONCILE_EVERY_S, "reconcile", payments.reconcile),
@@ -169,7 +171,8 @@ class Shift:
             async with asyncio.TaskGroup() as tasks:
                 for stream, reader in readers.items():
                     tasks.create_task(drain(self._doorbell, reader, getattr(sale.keys, stream)))
-                for seconds, name, tick in ticks:
+                # Nothing is held of coupons, nobody waits for them in line, and nobody pays.
+                for seconds, name, tick in (inspect,) if sale.kind == "coupon" else ticks:
                     tasks.create_task(loops.every(seconds, partial(self._tick, tick, sale), name=name, offset=offset))
         except ExceptionGroup as group:
             fault = min(group.exceptions, key=_finality)
@@ -204,6 +207,8 @@ class Inspection:
             wrong = await outbox.inspect(stores.gate, stores.postgres, row.keys, row.epoch)
             if wrong:
                 raise Divergence(wrong)
+        if row.kind == "coupon":
+            return await self._look_at_coupons(stores, row)
         reply = await sales.checkpoint(stores, row)
         if not isinstance(reply, Checkpoint):
             raise Divergence(f"the store answers {word_of(type(reply))}")
@@ -212,6 +217,15 @@ class Inspection:
         if reply.stranded > 0:
             await waiting_lists.give_back(stores, row)
         metrics.keep_behind(row.sale_id, outbox=reply.outbox_behind, journal=reply.journal_behind)
+        return False
+
+    async def _look_at_coupons(self, stores: Stores, row: Sale) -> bool:
+        reply = await coupons.COUNT(stores.gate, row.keys, epoch=row.epoch)
+        if not isinstance(reply, CountedCoupons) or reply.state != "open":
+            raise Divergence(f"the store answers {reply}")
+        if reply.version < row.version:
+            await coupons.send(stores.gate, stores.postgres, row)
+        metrics.keep_behind(row.sale_id, outbox=reply.outbox_behind, journal=0)
         return False
 
     def _is_at_rest(self, head: Head | SaleUnknown) -> bool:

@@ -1,11 +1,13 @@
 """The data dictionary of the Redis store: one class per hash tag, one property per key.
 
 Every key of a sale carries the hash tag ``{sale:<id>}``, so that one script works in one cluster slot and different
-sales spread over shards. A script declares each key it touches by the property's name; none builds a key.
+sales spread over shards; a source of coupons is such a shard, too. A script declares each key it touches by the
+property's name; none builds a key.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -14,8 +16,10 @@ class SaleKeys:
 
     sale_id: str
 
+    shard: ClassVar[str] = "sale"
+
     def _key(self, name: str) -> str:
-        return f"{{sale:{self.sale_id}}}:{name}"
+        return f"{{{self.shard}:{self.sale_id}}}:{name}"
 
     @cached_property
     def sale(self) -> str:
@@ -211,3 +215,18 @@ class SaleKeys:
     def ties(self) -> str:
         """Hash: visitor owner -> ``user owner|queue_no`` until that token ends, and user owner -> its visitors."""
         return self._key("ties")
+
+
+@dataclass(frozen=True)
+class CouponKeys(SaleKeys):
+    """The keys of one source of coupons, all in the slot of ``{coupon:<coupon_id>}``.
+
+    Of those of a sale it has `sale`, `outbox` and `journal`, which mean the same; the others stay empty.
+    """
+
+    shard: ClassVar[str] = "coupon"
+
+    @cached_property
+    def issued(self) -> str:
+        """Hash: user_id -> number of the entry that issued a coupon to them, 0 where a rebuild wrote it."""
+        return self._key("issued")

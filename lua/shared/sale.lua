@@ -3,7 +3,7 @@
 --
 -- FIELDS
 --   epoch state                                  1, 2, … and open | rebuilding; anything but open refuses
---   kind                                         what it sells: seats | stock
+--   kind                                         what it sells: seats | stock | coupon
 --   now_ms                                       the latest time a change was made at: time never goes back
 --   fence map_version                            counters: holds made, changes of the map
 --   message_no                                   counts what operators told everybody
@@ -11,6 +11,7 @@
 --   outbox_persisted_n journal_persisted_n       the last number that Postgres has, written by the owner
 --   backlog_max                                  joins and holds answer busy past this many unpersisted entries
 --   opens_at_ms closes_at_ms                     0: no such bound
+--   status quantity terms                        of coupons: their status, how many there ever were, what each says
 --   per_buyer_max                                0: no limit
 --   hold_ms hold_max_ms pay_ms                   a hold's time, its absolute lifetime, a payment's time
 --   extensions_max repeat_window_ms

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from tests.api.calling import ADMIN_KEY, Contract, Person, Show, Worker, stock_up
+from tests.api.test_coupons import FIVE_OFF
 from tests.api.test_payments import BALANCE, hold
 
 REQUESTS = 40
@@ -135,6 +136,9 @@ async def known(people: list[Person], operator: Person, show: Show, worker: Work
     product = await stock_up(operator)
     variant_id = product["variants"][0]["variant_id"]
     await people[0].put(f"/v1/cart/items/{variant_id}", {"quantity": 2})
+    coupon_id = (await operator.post("/v1/admin/coupons", FIVE_OFF)).json()["coupon_id"]
+    async with worker.draining():
+        mine = (await people[0].post(f"/v1/coupons/{coupon_id}/issues", {})).json()
     return {
         "product_id": [product["product_id"]],
         "variant_id": [variant_id],
@@ -143,7 +147,9 @@ async def known(people: list[Person], operator: Person, show: Show, worker: Work
         "user_id": [people[1].user_id],
         "concert_id": [concert_id],
         "schedule_id": [show.schedule_id],
-        "sale_id": [show.sale_id],
+        "sale_id": [show.sale_id, coupon_id],
+        "coupon_id": [coupon_id],
+        "user_coupon_id": [mine["user_coupon_id"]],
     }
 
 
