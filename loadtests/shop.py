@@ -89,6 +89,32 @@ class Shop:
         made = await self.order("POST", path, "\n".join(lines).encode(), content_type="text/csv")
         return made["schedule_id"], made["sale_id"]
 
+    async def make_drop(self, units: int, **terms: object) -> tuple[str, str]:
+        """Make a drop of so many units of one variant; returns its sale's id and the variant's."""
+        drop = await self.order("POST", "/v1/admin/sales", {"name": "Drop", **terms})
+        product = {
+            "name": "Hot",
+            "category": "MERCHANDISE",
+            "price": PRICE,
+            "sale_id": drop["sale_id"],
+            "variants": [{"stock": units}],
+        }
+        made = await self.order("POST", "/v1/admin/products", product)
+        return drop["sale_id"], made["variants"][0]["variant_id"]
+
+    async def make_coupons(self, count: int, **terms: object) -> str:
+        """Make a source of so many coupons, of a tenth of what they are used for; returns its id."""
+        plan = {
+            "name": "Ten percent",
+            "type": "RATE",
+            "discount_rate": 10,
+            "quantity": count,
+            "usable_from": "2020-01-01T00:00:00Z",
+            "usable_to": "2040-01-01T00:00:00Z",
+        }
+        coupon_id: str = (await self.order("POST", "/v1/admin/coupons", {**plan, **terms}))["coupon_id"]
+        return coupon_id
+
     async def open_room(self, sale_id: str, **settings: object) -> None:
         """Open the waiting room of a sale so wide that nobody waits longer than a tick, unless told otherwise."""
         wide: dict[str, object] = {"state": "open", "active_max": 1_000_000, "admitted_per_minute_max": 10_000_000}
