@@ -11,7 +11,7 @@ from api.callers import USER
 from api.clock import Time, rfc3339
 from api.operations import Body, Empty, Request, Routes
 from api.pages import Listed, Number, Page, Place, moment_of, page_of, place_of
-from api.problems import NotSignedIn, OtherSize, Refused, UnitShortage, UnitsSoldOut
+from api.problems import NotSignedIn, OtherSize, Refused, Shortage, UnitsSoldOut
 from api.reservations import RunningPayment
 from api.shards import in_shard
 from api.waiting_room import QUEUE_TOKEN, place_in_line
@@ -221,7 +221,12 @@ async def _sold_out(request: Request, sale: Sale, refusal: stock.SoldOut) -> Uni
     return UnitsSoldOut(
         tuple(
             [
-                UnitShortage(line.variant_id, line.requested, line.available, _others(line.variant_id, labels, known))
+                Shortage(
+                    line.requested,
+                    line.available,
+                    variant_id=line.variant_id,
+                    other_sizes=_others(line.variant_id, labels, known),
+                )
                 for line in refusal.lines
             ]
         )

@@ -18,11 +18,11 @@ from api.pages import Listed, Page, Place, moment_of, page_of, place_of
 from api.payment_methods import ASK_AGAIN_S, CARD_DEADLINE_S, Action, Card, ReturnUrl
 from api.problems import Refused, invalid
 from api.shards import in_shard
-from engine import accounts, ids, late_payments, payments, resolutions, wares
+from engine import accounts, coupons, ids, late_payments, payments, resolutions, wares
 from engine.cards import is_asked
 from engine.catalogue import PRICE_MAX
 from engine.late_payments import LatePayment
-from engine.payments import CardDeclined, InsufficientBalance, Payment, State, Tender
+from engine.payments import CardDeclined, CouponPending, CouponUnusable, InsufficientBalance, Payment, State, Tender
 from engine.refusals import Busy, IdempotencyKeyReused, NotFound, SlowDown
 from engine.resolutions import NotInDoubt, Resolution, StillInDoubt
 from engine.seats import HoldEnded, PaymentRunning
@@ -32,6 +32,8 @@ from engine.stores.replies import Refusal, SaleRebuilding
 logger = logging.getLogger(__name__)
 
 routes = Routes("Payments")
+
+Id = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
 
 STATUS = {"enum": ["PENDING", "SUCCESS", "FAILED", "PARTIALLY_REFUNDED", "REFUNDED"]}
 
@@ -43,6 +45,7 @@ class NewPayment(Body, frozen=True):
     balance_amount: Annotated[int, Meta(ge=1, le=PRICE_MAX)] | UnsetType = UNSET
     card: Card | UnsetType = UNSET
     return_url: ReturnUrl | UnsetType = UNSET
+    user_coupon_id: Id | UnsetType = UNSET
 
     def tender(self) -> Tender:
         """What the till is told; raises Refused for a method without what it needs, or with what it does not."""
@@ -75,6 +78,7 @@ class PaymentDocument(Document, frozen=True, kw_only=True):
     reservation_id: str | UnsetType = UNSET
     order_id: str | UnsetType = UNSET
     user_id: str
+    user_coupon_id: str | UnsetType = UNSET
     method: str
     status: Annotated[str, Meta(extra_json_schema=STATUS)]
     reason: str | UnsetType = UNSET
@@ -115,6 +119,8 @@ class InState(Page, frozen=True, kw_only=True):
 REFUSALS = (
     InsufficientBalance,
     CardDeclined,
+    CouponUnusable,
+    CouponPending,
     HoldEnded,
     PaymentRunning,
     IdempotencyKeyReused,
@@ -157,6 +163,11 @@ async def _pay(request: Request, kind: str, hold_id: str, body: NewPayment) -> A
     tender = body.tender()
     if body.method != "BALANCE" and request.house.gateway is None:
         raise invalid("method", "Expected BALANCE: this installation has no card gateway")
+    house, user_coupon_id = request.house, body.user_coupon_id or None
+    if user_coupon_id is not None and await coupons.is_on_its_way(
+        house.gate, house.postgres, house.book, user_coupon_id=user_coupon_id, user_id=request.caller_id
+    ):
+        raise Refused(CouponPending())
     payment_id = request.new_id()
     paid = await in_shard(
         request,
@@ -167,8 +178,9 @@ async def _pay(request: Request, kind: str, hold_id: str, body: NewPayment) -> A
             payment_id=payment_id,
             hold_id=hold_id,
             user_id=request.caller_id,
-            fingerprint=_fingerprint(tender),
+            fingerprint=_fingerprint(tender, user_coupon_id),
             tender=tender,
+            user_coupon_id=user_coupon_id,
         ),
     )
     if not isinstance(paid, Payment):
@@ -291,10 +303,14 @@ def _operators(payment: Payment, house: House) -> OperatorsPayment:
     return OperatorsPayment(**msgspec.structs.asdict(_document(payment, house)), state=payment.status)
 
 
-def _fingerprint(tender: Tender) -> str:
+def _fingerprint(tender: Tender, user_coupon_id: str | None) -> str:
     """What a payment's key asked for: a repeat that asks for anything else is told so."""
     return ids.fingerprint(
-        tender.method, str(tender.balance_amount), tender.payment_method_id or "", tender.return_url or ""
+        tender.method,
+        str(tender.balance_amount),
+        tender.payment_method_id or "",
+        tender.return_url or "",
+        user_coupon_id or "",
     )
 
 
@@ -304,6 +320,7 @@ def _document(payment: Payment, house: House, late: LatePayment | None = None) -
         reservation_id=payment.reservation_id or UNSET,
         order_id=payment.order_id or UNSET,
         user_id=payment.user_id,
+        user_coupon_id=payment.user_coupon_id or UNSET,
         method=payment.method,
         status=payment.public_status,
         reason=payment.reason or UNSET,

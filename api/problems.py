@@ -178,15 +178,6 @@ def _offers(refusal: seats.OfferUnknown) -> UnknownOffers:
     return UnknownOffers(tuple([UnknownOffer(kind, name) for kind, name in refusal.offers]))
 
 
-class Shortage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Of an area, a tier or seats as a whole: how much was asked for, and how much is left."""
-
-    requested: int
-    available: int
-    kind: str
-    name: str
-
-
 class OtherSize(msgspec.Struct, frozen=True):
     """Another size of the same product, and how many there are of it."""
 
@@ -195,19 +186,24 @@ class OtherSize(msgspec.Struct, frozen=True):
     available: int
 
 
-class UnitShortage(msgspec.Struct, frozen=True):
-    """Of a variant: how much was asked for, how much is left, and what else the product comes in."""
+class Shortage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Of a variant, or of an area, a tier or seats as a whole: how much was asked for, and how much is left.
 
-    variant_id: str
+    Of a variant it says, too, what else its product comes in.
+    """
+
     requested: int
     available: int
-    other_sizes: tuple[OtherSize, ...] = ()
+    variant_id: str | UnsetType = UNSET
+    other_sizes: tuple[OtherSize, ...] | UnsetType = UNSET
+    kind: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
 
 
 class UnitsSoldOut(Refusal, frozen=True):
     """There is not enough left of what this request asks for."""
 
-    lines: tuple[UnitShortage, ...]
+    lines: tuple[Shortage, ...]
 
 
 class Shortages(msgspec.Struct, frozen=True):
@@ -222,15 +218,9 @@ def _shortages(refusal: seats.SoldOut) -> Shortages:
     )
 
 
-class UnitShortages(msgspec.Struct, frozen=True):
-    """Every variant that falls short."""
-
-    lines: tuple[UnitShortage, ...]
-
-
-def _unit_shortages(refusal: stock.SoldOut) -> UnitShortages:
-    return UnitShortages(
-        tuple([UnitShortage(each.variant_id, each.requested, each.available) for each in refusal.lines])
+def _unit_shortages(refusal: stock.SoldOut) -> Shortages:
+    return Shortages(
+        tuple([Shortage(each.requested, each.available, variant_id=each.variant_id) for each in refusal.lines])
     )
 
 
@@ -278,6 +268,8 @@ PROBLEMS: dict[type[Reply], Problem] = {
     NotSignedIn: Problem(401),
     payments.InsufficientBalance: Problem(402),
     payments.CardDeclined: Problem(402, _declined),
+    payments.CouponUnusable: Problem(409),
+    payments.CouponPending: Problem(409),
     ScopeMissing: Problem(403),
     NotAdmitted: Problem(403),
     NotFound: Problem(404),

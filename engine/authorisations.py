@@ -12,7 +12,8 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from engine import errands, payments, wares
+from engine import discounts, errands, payments, wares
+from engine.discounts import Named
 from engine.errands import Leg
 from engine.holdings import Holding, Lines, Standing
 from engine.payments import BALANCE, Payment, Tender
@@ -48,6 +49,7 @@ class Authorisation(msgspec.Struct, frozen=True, kw_only=True):
     holding: Holding
     pay_deadline_ms: int
     tender: Tender = BALANCE
+    user_coupon_id: str | None = None
 
 
 class _Decided(msgspec.Struct, frozen=True):
@@ -55,6 +57,7 @@ class _Decided(msgspec.Struct, frozen=True):
     reason: str | None = None
     needed: int | None = None
     available: int | None = None
+    coupon_reason: str | None = None
     discount: int = 0
     card_amount: int = 0
 
@@ -64,10 +67,10 @@ async def authorise(
 ) -> list[Payment | PaymentRunning | Exception]:
     """Decide payments by balance, each with its own outcome, in one transaction; returns their rows in order.
 
-    Locks are taken in one order (balances, reservations, orders, each by id) and the decisions are made in the order of
-    the requests, each seeing what those before it set aside: nobody fails because somebody else in the batch is poor. A
-    payment_id that has a row already is answered by it; a second payment of a hold gets no row. Nothing that a buyer
-    can cause raises; what Postgres refuses all the same is answered by its error, alone.
+    Locks are taken in one order (coupons, balances, reservations, orders, each by id) and the decisions are made in the
+    order of the requests, each seeing what those before it set aside: nobody fails because somebody else in the batch
+    is poor. A payment_id that has a row already is answered by it; a second payment of a hold gets no row. Nothing that
+    a buyer can cause raises; what Postgres refuses all the same is answered by its error, alone.
 
     Raises OutcomeUnknown, or StoreUnavailable when certainly nothing was written.
     """
@@ -133,6 +136,7 @@ async def authorise_in(connection: Connection, requests: Sequence[Authorisation]
             decided[request.payment_id] = (request, outcome)
     for kind, lines_of in batch.kept.items():
         await wares.BY_KIND[kind].rows.keep(connection, lines_of)
+    await discounts.reserve(connection, batch.reserved)
     if decided:
         await _add_payments(connection, list(decided.values()), batch.set_aside)
     return running
@@ -144,6 +148,9 @@ class _Batch(msgspec.Struct):
     # What is free of each user's balance, and how each hold's row stands.
     free: dict[str, int]
     rows: dict[str, Standing] = {}
+    # The coupons that are named, and for which payment each is reserved here.
+    coupons: dict[str, Named] = {}
+    reserved: dict[str, str] = {}
     # Payments that have a row already, and of each hold the one that may still buy it or did.
     known: set[str] = set()
     live: dict[str, str] = {}
@@ -159,11 +166,17 @@ class _Batch(msgspec.Struct):
             return self._failed(request, "hold_ended")
         if holding.hold_id in self.live:
             return PaymentRunning(payment_id=self.live[holding.hold_id])
-        card_amount = request.tender.card_amount(holding.amount)
-        balance_amount = holding.amount - card_amount
+        coupon_reason, discount = self._discount(request)
+        if coupon_reason is not None:
+            return self._failed(request, "coupon_unusable", coupon_reason=coupon_reason)
+        card_amount = request.tender.card_amount(holding.amount - discount)
+        balance_amount = holding.amount - discount - card_amount
         available = self.free[holding.user_id]
         if balance_amount > available:
-            return self._failed(request, "insufficient_balance", balance_amount, available)
+            return self._failed(request, "insufficient_balance", balance_amount, available, discount=discount)
+        if request.user_coupon_id is not None:
+            self.coupons[request.user_coupon_id].status = "RESERVED"
+            self.reserved[request.user_coupon_id] = request.payment_id
         self.live[holding.hold_id] = request.payment_id
         self.free[holding.user_id] -= balance_amount
         self.set_aside[holding.user_id] = self.set_aside.get(holding.user_id, 0) + balance_amount
@@ -171,14 +184,29 @@ class _Batch(msgspec.Struct):
         if row.lines != lines:
             self.kept[holding.kind][holding.hold_id] = lines
         # A card is asked for after the commit: until its gateway has answered, the payment is PENDING.
-        return _Decided("PENDING" if card_amount else "AUTHORISED", card_amount=card_amount)
+        return _Decided("PENDING" if card_amount else "AUTHORISED", discount=discount, card_amount=card_amount)
+
+    def _discount(self, request: Authorisation) -> tuple[str | None, int]:
+        """Why the coupon that is named cannot be used, or what it takes off."""
+        if request.user_coupon_id is None:
+            return None, 0
+        named = self.coupons.get(request.user_coupon_id)
+        amount = request.holding.amount
+        reason = named.judge(request.holding.user_id, amount) if named else "UNKNOWN"
+        return reason, 0 if named is None or reason else named.discount_of(amount)
 
     @staticmethod
     def _failed(
-        request: Authorisation, reason: str, needed: int | None = None, available: int | None = None
+        request: Authorisation,
+        reason: str,
+        needed: int | None = None,
+        available: int | None = None,
+        *,
+        coupon_reason: str | None = None,
+        discount: int = 0,
     ) -> _Decided:
-        card_amount = request.tender.card_amount(request.holding.amount)
-        return _Decided("FAILED", reason, needed, available, card_amount=card_amount)
+        card_amount = request.tender.card_amount(request.holding.amount - discount)
+        return _Decided("FAILED", reason, needed, available, coupon_reason, discount, card_amount)
 
 
 async def _read(connection: Connection, requests: Sequence[Authorisation]) -> _Batch:
@@ -189,6 +217,8 @@ async def _read(connection: Connection, requests: Sequence[Authorisation]) -> _B
         of_kind[holding.kind].append(hold_id)
     users = sorted({holding.user_id for holding in holdings.values()})
     batch = _Batch(dict.fromkeys(users, 0))
+    named = {request.user_coupon_id for request in requests if request.user_coupon_id is not None}
+    batch.coupons = await discounts.lock(connection, sorted(named))
     missing = dict(holdings)
     for found in await SQL.lock_balances.fetch(connection, users, of_kind["seats"], of_kind["stock"]):
         if found["free"] is None:
@@ -241,6 +271,9 @@ async def _add_payments(
         [request.tender.return_url for request, _ in decided],
         [request.pay_deadline_ms for request, _ in decided],
         [_id_of(request.holding, "stock") for request, _ in decided],
+        [outcome.discount for _, outcome in decided],
+        [request.user_coupon_id for request, _ in decided],
+        [outcome.coupon_reason for _, outcome in decided],
     )
 
 
@@ -262,6 +295,7 @@ async def end(postgres: asyncpg.Pool, endings: Mapping[str, str], *, copy_of: Sa
     async with postgres.acquire() as connection, connection.transaction():
         if copy_of is not None and not await SQL.lock_copy.fetchval(connection, copy_of.sale_id, copy_of.epoch):
             return False
+        await discounts.lock_of(connection, list(endings))
         await SQL.lock_balances_of_payments.fetch(connection, list(endings))
         reasons = ["hold_ended"] * len(endings)
         ended = await SQL.end_payments.fetch(connection, list(endings), list(endings.values()), reasons)
@@ -274,4 +308,5 @@ async def end(postgres: asyncpg.Pool, endings: Mapping[str, str], *, copy_of: Sa
         for row in ended:
             freed[row["user_id"]] = freed.get(row["user_id"], 0) + row["balance_amount"]
         await SQL.give_free.execute(connection, list(freed), list(freed.values()))
+        await discounts.free(connection, [row["payment_id"] for row in ended])
     return True

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import asyncpg
 import msgspec
 
-from engine import errands
+from engine import discounts, errands
 from engine.errands import Leg
 from engine.sales import Sale
 from engine.stores import queries
@@ -99,12 +99,14 @@ async def void(connection: Connection, payment_ids: Sequence[str]) -> None:
     """Void payments for what is somebody else's, and let go what was set aside for them, by cards too."""
     if not payment_ids:
         return
+    await discounts.lock_of(connection, payment_ids)
     await SQL.lock_balances.fetch(connection, payment_ids)
     await SQL.lock_payments.fetch(connection, payment_ids)
     voided = await SQL.void_payments.fetch(connection, payment_ids)
     await SQL.free_funds.execute(
         connection, [row["user_id"] for row in voided], [row["balance_amount"] for row in voided]
     )
+    await discounts.free(connection, [row["payment_id"] for row in voided])
     legs = [Leg(row["payment_id"], row["card_amount"]) for row in voided if row["decline_code"] is None]
     await errands.add(connection, "VOID", legs)
 

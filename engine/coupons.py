@@ -10,12 +10,13 @@ from typing import Any, Final, Literal
 
 import asyncpg
 import msgspec
+from redis.exceptions import RedisError
 
 from engine import ids, sales
 from engine.refusals import Busy, IdempotencyKeyReused, NotFound
 from engine.sales import Configured, Sale, SaleBook, StaleVersion
 from engine.stores import outbox, queries
-from engine.stores.connections import Stores
+from engine.stores.connections import Stores, StoreUnavailable
 from engine.stores.keys import CouponKeys
 from engine.stores.outbox import BadEntry, Entry, Handler
 from engine.stores.queries import Connection
@@ -192,6 +193,21 @@ async def find_mine(postgres: asyncpg.Pool | Connection, user_coupon_id: str, us
     """A user's coupon."""
     found = (await read(postgres, [user_coupon_id])).get(user_coupon_id)
     return found if found is not None and found.user_id == user_id else None
+
+
+async def is_on_its_way(
+    gate: Gate, postgres: asyncpg.Pool, book: SaleBook, *, user_coupon_id: str, user_id: str
+) -> bool:
+    """Whether a user was issued this coupon and Postgres does not have it yet. Raises StoreUnavailable."""
+    if await find_mine(postgres, user_coupon_id, user_id) is not None:
+        return False
+    for sale in book.sales():
+        if sale.kind == "coupon" and user_coupon_id_of(sale.sale_id, user_id) == user_coupon_id:
+            try:
+                return bool(await gate.redis.hexists(CouponKeys(sale.sale_id).issued, user_id))
+            except RedisError as fault:
+                raise StoreUnavailable(f"what {sale.sale_id} issued cannot be read: {fault}") from fault
+    return False
 
 
 async def list_mine(

@@ -79,6 +79,7 @@ class Sold(msgspec.Struct, frozen=True):
     hold_id: str
     user_id: str
     payment_id: str
+    discount: int = 0
 
 
 class Claims(Protocol):

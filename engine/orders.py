@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, cast
 import asyncpg
 import msgspec
 
-from engine import carts, stock
+from engine import carts, coupons, stock
 from engine.holdings import Beside, Lines, Sold, Standing
 from engine.moments import LAST_ID, LATEST, moment
 from engine.products import Labels
@@ -282,7 +282,23 @@ async def sell(connection: Connection, sale: Sale, sold: Sequence[Sold]) -> None
     """Write sales that stand: units leave the stock, each is its buyer's, order and payment are paid."""
     order_ids = [each.hold_id for each in sold]
     await SQL.sell_units.execute(connection, order_ids, [each.user_id for each in sold])
+    await _share_discounts(connection, {each.hold_id: each.discount for each in sold if each.discount > 0})
     await SQL.pay_orders.execute(connection, order_ids, [each.payment_id for each in sold])
+
+
+async def _share_discounts(connection: Connection, discounts: Mapping[str, int]) -> None:
+    """Share the discount of each order out among its lines, so that what is refunded of a line adds up."""
+    if not discounts:
+        return
+    lines: defaultdict[str, list[asyncpg.Record]] = defaultdict(list)
+    for row in await SQL.find_sold_items.fetch(connection, list(discounts)):
+        lines[row["order_id"]].append(row)
+    shares = [
+        (order_id, row["variant_id"], share)
+        for order_id, rows in lines.items()
+        for row, share in zip(rows, coupons.spread(discounts[order_id], [row["price"] for row in rows]), strict=True)
+    ]
+    await SQL.discount_items.execute(connection, *map(list, zip(*shares, strict=True)))
 
 
 async def record_restored(connection: Connection, entries: Sequence[Entry]) -> None:

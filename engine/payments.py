@@ -6,7 +6,7 @@ the `till`; what a process leaves half done is finished by `reconciliation`.
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import asyncpg
 import msgspec
@@ -54,6 +54,19 @@ class InsufficientBalance(Refusal, frozen=True):
     available: int
 
 
+class CouponUnusable(Refusal, frozen=True):
+    """This coupon cannot be used for this payment."""
+
+    # UNKNOWN | RESERVED | USED | NOT_STARTED | ENDED | MINIMUM_SPEND
+    reason: str
+
+
+class CouponPending(Refusal, frozen=True):
+    """This coupon was issued a moment ago, and can be used in another."""
+
+    temporary: ClassVar[bool] = True
+
+
 class CardDeclined(Refusal, frozen=True):
     """The card was declined. While the hold stands, pay again with a new key."""
 
@@ -72,7 +85,9 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     reservation_id: str | None
     order_id: str | None
     hold_id: str
+    # The coupon that was named, and why it could not be used.
     user_coupon_id: str | None
+    coupon_reason: str | None
     user_id: str
     fence: int
     fingerprint: str
@@ -120,6 +135,8 @@ def refusal_of(payment: Payment) -> Refusal | None:
         return CardDeclined(payment_id=payment.payment_id, decline_code=payment.decline_code or "")
     if payment.reason == "insufficient_balance":
         return InsufficientBalance(needed=payment.needed or 0, available=payment.available or 0)
+    if payment.reason == "coupon_unusable":
+        return CouponUnusable(reason=payment.coupon_reason or "UNKNOWN")
     return HoldEnded(reason="LATE_UNFULFILLABLE" if payment.status == "VOIDED" else "EXPIRED")
 
 

@@ -4,6 +4,7 @@ One id from hold to end. A row is PENDING, then CONFIRMED or CANCELLED; one that
 hold runs, Redis knows more than the row (the journal comes a moment later); CONFIRMED is a word of Postgres alone.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, cast
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, cast
 import asyncpg
 import msgspec
 
-from engine import seats
+from engine import coupons, seats
 from engine.holdings import Beside, Lines, Sold, Standing
 from engine.moments import LAST_ID, LATEST, moment
 from engine.sales import Sale, SaleBook
@@ -274,7 +275,25 @@ async def sell(connection: Connection, sale: Sale, sold: Sequence[Sold]) -> None
     """Write sales that stand: each seat is claimed and has a ticket, reservation and payment are confirmed."""
     reservation_ids = [each.hold_id for each in sold]
     await SQL.sell_seats.execute(connection, sale.sale_id, reservation_ids, [each.user_id for each in sold])
+    await _share_discounts(connection, {each.hold_id: each.discount for each in sold if each.discount > 0})
     await SQL.confirm_reservations.execute(connection, reservation_ids, [each.payment_id for each in sold])
+
+
+async def _share_discounts(connection: Connection, discounts: Mapping[str, int]) -> None:
+    """Share the discount of each reservation out among its seats, so that what is refunded of each adds up."""
+    if not discounts:
+        return
+    lines: defaultdict[str, list[asyncpg.Record]] = defaultdict(list)
+    for row in await SQL.find_claimed_lines.fetch(connection, list(discounts)):
+        lines[row["reservation_id"]].append(row)
+    shares = [
+        (reservation_id, row["seat_no"], share)
+        for reservation_id, rows in lines.items()
+        for row, share in zip(
+            rows, coupons.spread(discounts[reservation_id], [row["price"] for row in rows]), strict=True
+        )
+    ]
+    await SQL.discount_lines.execute(connection, *map(list, zip(*shares, strict=True)))
 
 
 async def record_restored(connection: Connection, entries: Sequence[Entry]) -> None:
@@ -342,6 +361,8 @@ async def find(
     # A deadline that has passed in the row may have been put off in Redis: the journal comes a moment later.
     found: seats.Hold | Refusal | None = None
     for sale in book.find_by_prefix(reservation_id):
+        if sale.kind != "seats":
+            continue
         found = await seats.find(gate, sale, hold_id=reservation_id)
         if isinstance(found, seats.Hold):
             if found.buyer_id != user_id:

@@ -1,10 +1,10 @@
 """Settlement: the transaction in which a sale becomes true, or is undone.
 
 Redis has confirmed; here Postgres decides. The caller owns the stream (its watermark is locked). Then *read* under
-locks taken in one order (balances, payments, reservations or orders, variants, each by id), *decide* in the order of
-the entries, *write* in a few statements that each touch a row at most once. A sale stands only if its payment is
-AUTHORISED for this hold and fence, and every seat is unclaimed or enough is left of every variant. What does not stand
-is voided in the same transaction: nobody is charged for something that was lost.
+locks taken in one order (coupons, balances, payments, reservations or orders, variants, each by id), *decide* in the
+order of the entries, *write* in a few statements that each touch a row at most once. A sale stands only if its payment
+is AUTHORISED for this hold and fence, and every seat is unclaimed or enough is left of every variant. What does not
+stand is voided in the same transaction: nobody is charged for something that was lost.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Literal
 import asyncpg
 import msgspec
 
-from engine import errands, waiting_room, wares
+from engine import discounts, errands, waiting_room, wares
 from engine.errands import Leg
 from engine.holdings import Claims, Sold, Standing
 from engine.sales import Sale
@@ -41,6 +41,7 @@ class _Payment(msgspec.Struct):
     user_id: str
     fence: int
     status: str
+    discount_amount: int
     final_amount: int
     balance_amount: int
     card_amount: int
@@ -96,6 +97,7 @@ async def settle(connection: Connection, sale: Sale, entries: Sequence[Entry]) -
     facts = [entry for entry in entries if entry.kind in {"confirmed", "abandoned"}]
     if not facts:
         return
+    await discounts.lock_of(connection, [fact.id("payment_id") for fact in facts])
     balances = await _lock_balances(connection, facts)
     payments = await _lock_payments(connection, facts)
     rows = await keeper.lock(connection, [fact.id("hold_id") for fact in facts])
@@ -166,7 +168,7 @@ def _decide_confirmed(
         return
     row.status, payment.status = "CONFIRMED", "SUCCESS"
     claims.take(hold_id, row.lines)
-    verdict.sold.append(Sold(hold_id, row.user_id, payment_id))
+    verdict.sold.append(Sold(hold_id, row.user_id, payment_id, payment.discount_amount))
     if entry.number("queue_no") > 0:
         verdict.processed.append((entry.number("queue_no"), entry.id("buyer_id")))
     verdict.captures.append(Leg(payment_id, payment.card_amount))
@@ -213,10 +215,12 @@ async def _write(connection: Connection, sale: Sale, verdict: _Verdict, balances
     keeper = wares.of(sale).rows
     if verdict.sold:
         await keeper.sell(connection, sale, verdict.sold)
+        await discounts.use(connection, [each.payment_id for each in verdict.sold])
     if verdict.ended_payments:
         ended = verdict.ended_payments
         reasons = ["hold_ended"] * len(ended)
         await SQL.end_payments.fetch(connection, list(ended), list(ended.values()), reasons)
+        await discounts.free(connection, list(ended))
     await errands.add(connection, "CAPTURE", verdict.captures)
     await errands.add(connection, "VOID", verdict.voids)
     if verdict.uses or verdict.ended_payments:
@@ -270,6 +274,7 @@ async def resolve(postgres: asyncpg.Pool, sale: Sale, *, payment_id: str, resolu
 
 
 async def _undo(connection: Connection, sale: Sale, payment_id: str) -> None:
+    await discounts.lock_of(connection, [payment_id])
     balances = {
         row["user_id"]: _Balance(row["amount"], row["set_aside"], row["version"])
         for row in await SQL.lock_balances_of_payments.fetch(connection, [payment_id])

@@ -71,6 +71,7 @@ class Till:
         user_id: str,
         fingerprint: str,
         tender: Tender = BALANCE,
+        user_coupon_id: str | None = None,
     ) -> Answer:
         """Pay a hold, and answer with the payment's row.
 
@@ -80,13 +81,20 @@ class Till:
         """
         if tender.method != "BALANCE" and self._cards is None:
             raise ValueError("this till takes no cards")
-        answered, repeated = await self._pay(sale, payment_id, hold_id, user_id, fingerprint, tender)
+        answered, repeated = await self._pay(sale, payment_id, hold_id, user_id, fingerprint, tender, user_coupon_id)
         if repeated and isinstance(answered, Payment):
             return msgspec.structs.replace(answered, repeated=True)
         return answered
 
     async def _pay(
-        self, sale: Sale, payment_id: str, hold_id: str, user_id: str, fingerprint: str, tender: Tender
+        self,
+        sale: Sale,
+        payment_id: str,
+        hold_id: str,
+        user_id: str,
+        fingerprint: str,
+        tender: Tender,
+        user_coupon_id: str | None,
     ) -> tuple[Answer, bool]:
         """Pay; answers whether this id was seen before, too."""
         ware = wares.of(sale)
@@ -101,6 +109,7 @@ class Till:
             holding=ware.rows.holding_of(sale, hold_id, user_id, paying),
             pay_deadline_ms=paying.pay_deadline_ms,
             tender=tender,
+            user_coupon_id=user_coupon_id,
         )
         try:
             payment = await self._authorise.submit(request)
@@ -205,7 +214,8 @@ def _unknown(sale: Sale, request: Authorisation) -> Payment:
         reservation_id=holding.hold_id if holding.kind == "seats" else None,
         order_id=holding.hold_id if holding.kind == "stock" else None,
         hold_id=holding.hold_id,
-        user_coupon_id=None,
+        user_coupon_id=request.user_coupon_id,
+        coupon_reason=None,
         user_id=holding.user_id,
         fence=holding.fence,
         fingerprint=request.fingerprint,

@@ -151,12 +151,34 @@ JOIN product_variants AS variants USING (variant_id)
 CROSS JOIN LATERAL generate_series(1, sold.quantity)
 ORDER BY sold.order_id, sold.variant_id;
 
+-- name: find_sold_items
+-- What each line of these orders costs, in an order that is always the same.
+SELECT order_id, variant_id, quantity * unit_price AS price
+FROM order_items
+WHERE order_id = ANY ($1::uuid[]) AND status = 'SOLD'
+ORDER BY order_id, variant_id;
+
+-- name: discount_items
+-- Each line's share of what a coupon takes off.
+UPDATE order_items AS lines
+SET
+  discount_amount = shared.share, total_price = lines.quantity * lines.unit_price - shared.share, updated_at = now()
+FROM unnest($1::uuid[], $2::uuid[], $3::bigint[]) AS shared (order_id, variant_id, share)
+WHERE lines.order_id = shared.order_id AND lines.variant_id = shared.variant_id;
+
 -- name: pay_orders
--- Orders whose sale stands, and their payments, whose money is taken now.
+-- Orders whose sale stands, each with the discount of its payment; and the payments, whose money is taken now.
 WITH paid AS (
   UPDATE orders
-  SET status = 'PAID', paid_at = now(), version = version + 1, updated_at = now()
-  WHERE order_id = ANY ($1::uuid[]) AND status = 'PENDING'
+  SET
+    status = 'PAID', paid_at = now(), discount_amount = bought.discount_amount,
+    total_amount = orders.original_amount - bought.discount_amount, user_coupon_id = bought.user_coupon_id,
+    version = orders.version + 1, updated_at = now()
+  FROM payments AS bought
+  WHERE bought.payment_id = ANY ($2::uuid[])
+    AND orders.order_id = ANY ($1::uuid[])
+    AND orders.order_id = bought.hold_id
+    AND orders.status = 'PENDING'
 )
 UPDATE payments
 SET status = 'SUCCESS', paid_at = now(), version = version + 1, updated_at = now()

@@ -1,6 +1,7 @@
 -- Payments: authorised in one transaction (A), settled in another (B), and read back by whoever waits.
 --
--- Locks are taken in one order everywhere: watermark, balances, payments, reservations or orders, each by id.
+-- Locks are taken in one order everywhere: watermark, balances, payments, reservations or orders, each by id;
+-- the coupons that payments name come before the balances.
 
 -- name: lock_balances
 -- What is free of these users' balances, locked in id order; and which of these holds have a row.
@@ -33,7 +34,7 @@ FOR NO KEY UPDATE;
 -- name: lock_payments
 -- These payments, locked in id order.
 SELECT
-  payment_id, hold_id, user_id, fence, status, final_amount, balance_amount, card_amount, decline_code
+  payment_id, hold_id, user_id, fence, status, discount_amount, final_amount, balance_amount, card_amount, decline_code
 FROM payments
 WHERE payment_id = ANY ($1::uuid[])
 ORDER BY payment_id
@@ -49,19 +50,21 @@ WITH funds AS (
 )
 INSERT INTO payments (
   payment_id, sale_id, reservation_id, order_id, user_id, epoch, fence, fingerprint, method, status, reason, needed,
-  available, original_amount, final_amount, balance_amount, card_amount, payment_method_id, return_url, pay_deadline, authorised_at
+  available, original_amount, discount_amount, final_amount, balance_amount, card_amount, payment_method_id, return_url,
+  user_coupon_id, coupon_reason, pay_deadline, authorised_at
 )
 SELECT
   payment_id, sale_id, reservation_id, order_id, user_id, epoch, fence, fingerprint, method, status, reason, needed,
-  available, amount, amount, amount - card_amount, card_amount, payment_method_id, return_url,
-  to_timestamp(pay_deadline_ms / 1000.0),
+  available, amount, discount, amount - discount, amount - discount - card_amount, card_amount, payment_method_id,
+  return_url, user_coupon_id, coupon_reason, to_timestamp(pay_deadline_ms / 1000.0),
   CASE WHEN status = 'AUTHORISED' THEN now() END
 FROM unnest(
   $3::uuid[], $4::uuid[], $5::uuid[], $6::uuid[], $7::bigint[], $8::bigint[], $9::text[], $10::text[], $11::text[],
-  $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], $16::text[], $17::text[], $18::text[], $19::bigint[], $20::uuid[]
+  $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], $16::text[], $17::text[], $18::text[], $19::bigint[],
+  $20::uuid[], $21::bigint[], $22::uuid[], $23::text[]
 ) AS decided (
   payment_id, sale_id, reservation_id, user_id, epoch, fence, fingerprint, status, reason, needed, available, amount,
-  card_amount, method, payment_method_id, return_url, pay_deadline_ms, order_id
+  card_amount, method, payment_method_id, return_url, pay_deadline_ms, order_id, discount, user_coupon_id, coupon_reason
 )
 ORDER BY payment_id;
 
@@ -115,7 +118,7 @@ ON CONFLICT (hold_id) DO UPDATE SET done_at = NULL;
 -- name: find_payments
 -- Payments by id.
 SELECT
-  payment_id, sale_id, reservation_id, order_id, hold_id, user_coupon_id, user_id, fence, fingerprint, method, status, reason, needed, available,
+  payment_id, sale_id, reservation_id, order_id, hold_id, user_coupon_id, coupon_reason, user_id, fence, fingerprint, method, status, reason, needed, available,
   original_amount, discount_amount, final_amount, refunded_amount, balance_amount, card_amount, payment_method_id,
   return_url, gateway_ref, action_url, decline_code, pay_deadline, created_at, paid_at, version
 FROM payments

@@ -290,3 +290,17 @@ FOR SHARE OF claims;
 SELECT coalesce(reason, 'SOLD')
 FROM reservations
 WHERE reservation_id = $1 AND user_id = $2;
+
+-- name: find_claimed_lines
+-- What each seat of these reservations cost, in an order that is always the same.
+SELECT reservation_id, seat_no, price
+FROM reservation_seats
+WHERE reservation_id = ANY ($1::uuid[]) AND status = 'CLAIMED'
+ORDER BY reservation_id, seat_no;
+
+-- name: discount_lines
+-- Each seat's share of what a coupon took off.
+UPDATE reservation_seats AS lines
+SET discount_amount = shared.share, updated_at = now()
+FROM unnest($1::uuid[], $2::text[], $3::bigint[]) AS shared (reservation_id, seat_no, share)
+WHERE lines.reservation_id = shared.reservation_id AND lines.seat_no = shared.seat_no;

@@ -464,10 +464,13 @@ CREATE TABLE reservation_seats (
   price bigint NOT NULL CHECK (price >= 0),
   -- The tier that the price is of; null: the seat's own price.
   tier text,
+  -- This seat's share of what a coupon took off when it was bought.
+  discount_amount bigint NOT NULL DEFAULT 0,
   status text NOT NULL CHECK (status IN ('HELD', 'CLAIMED', 'ENDED')),
   created_at timestamptz NOT NULL DEFAULT now(),
   updated_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (reservation_id, seat_no),
+  CONSTRAINT reservation_seats_discount CHECK (discount_amount BETWEEN 0 AND price),
   FOREIGN KEY (sale_id, seat_no) REFERENCES seats
 );
 CREATE UNIQUE INDEX reservation_seats_claim ON reservation_seats (sale_id, seat_no) WHERE status = 'CLAIMED';
@@ -523,6 +526,7 @@ CREATE TABLE orders (
   ended_at timestamptz,
   version bigint NOT NULL DEFAULT 1,
   CONSTRAINT orders_total CHECK (total_amount = original_amount - discount_amount),
+  CONSTRAINT orders_coupon CHECK (discount_amount = 0 OR user_coupon_id IS NOT NULL),
   CONSTRAINT orders_ending CHECK ((status IN ('EXPIRED', 'CANCELLED')) = (reason IS NOT NULL)),
   CONSTRAINT orders_expired CHECK ((status = 'EXPIRED') = (reason IS NOT DISTINCT FROM 'EXPIRED')),
   CONSTRAINT orders_paid CHECK ((status IN ('PAID', 'PARTIALLY_REFUNDED', 'REFUNDED')) = (paid_at IS NOT NULL))
@@ -616,8 +620,10 @@ CREATE TABLE payments (
   order_id uuid REFERENCES orders,
   -- What is paid, whichever of the two it is.
   hold_id uuid GENERATED ALWAYS AS (coalesce(reservation_id, order_id)) STORED NOT NULL,
-  -- The coupon that was named.
+  -- The coupon that was named, and why it could not be used.
   user_coupon_id uuid,
+  coupon_reason text,
+  CONSTRAINT payments_coupon CHECK (discount_amount = 0 OR user_coupon_id IS NOT NULL),
   CONSTRAINT payments_for CHECK (num_nonnulls(reservation_id, order_id) = 1),
   CONSTRAINT payments_final CHECK (final_amount = original_amount - discount_amount),
   CONSTRAINT payments_legs CHECK (balance_amount + card_amount = final_amount),
@@ -632,6 +638,7 @@ CREATE TABLE payments (
 CREATE UNIQUE INDEX payments_live ON payments (hold_id) WHERE status NOT IN ('FAILED', 'VOIDED');
 -- Those that did not, which a hold without such a one names.
 CREATE INDEX payments_ended ON payments (hold_id, created_at DESC) WHERE status IN ('FAILED', 'VOIDED');
+CREATE INDEX payments_coupon_named ON payments (user_coupon_id) WHERE user_coupon_id IS NOT NULL;
 CREATE INDEX payments_mine ON payments (user_id, created_at DESC, payment_id DESC);
 CREATE INDEX payments_unsettled ON payments (updated_at) WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT');
 

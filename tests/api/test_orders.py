@@ -1,8 +1,237 @@
 """Orders over HTTP: lines or a cart, all of it or nothing; paid, given back, owned."""
 
+import asyncio
+from typing import Any
+
 import pytest
 
-from tests.api.calling import Person, problem, stock_up
+from api.house import House
+from engine import coupons, ids
+from tests.api.calling import Person, Worker, problem, stock_up
+from tests.api.test_coupons import issue, make
+
+BALANCE = {"method": "BALANCE"}
+
+
+async def tees(operator: Person, *stocks: int, **product: object) -> list[str]:
+    """The variants of a new product, of each so many."""
+    variants = [{"size": str(size), "stock": stock} for size, stock in enumerate(stocks)]
+    made = await stock_up(operator, variants=variants, **product)
+    return [variant["variant_id"] for variant in made["variants"]]
+
+
+def of(*wanted: tuple[str, int]) -> dict[str, Any]:
+    """An order of these."""
+    return {"lines": [{"variant_id": variant_id, "quantity": quantity} for variant_id, quantity in wanted]}
+
+
+async def ordered(person: Person, *wanted: tuple[str, int], key: str | None = None) -> dict[str, Any]:
+    """An order that is held."""
+    answered = await person.post("/v1/orders", of(*wanted), key=key)
+    assert answered.status_code == 201, answered.text
+    document: dict[str, Any] = answered.json()
+    return document
+
+
+# Held -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_order_holds_all_its_lines_until_its_deadline(operator: Person, people: list[Person]) -> None:
+    small, large = await tees(operator, 5, 5)
+    made = await ordered(people[0], (small, 2), (large, 1), (small, 1))
+    assert [(item["variant_id"], item["quantity"], item["total_price"]) for item in made["items"]] == [
+        (small, 3, 1500),
+        (large, 1, 500),
+    ]
+    assert (made["status"], made["original_amount"], made["discount_amount"], made["total_amount"]) == (
+        *("PENDING", 2000, 0),
+        2000,
+    )
+    assert made["expires_at"] > made["created_at"]
+    path = f"/v1/orders/{made['order_id']}"
+    found = (await people[0].get(path)).json()
+    assert {**found, "server_time": None} == {**made, "server_time": None}
+    assert problem(await people[1].get(path)) == (404, "not_found")
+    assert problem(await people[0].get(f"/v1/reservations/{made['order_id']}")) == (404, "not_found")
+    assert problem(await people[0].post(f"/v1/reservations/{made['order_id']}/payments", BALANCE)) == (404, "not_found")
+
+
+async def test_a_key_orders_once(operator: Person, people: list[Person]) -> None:
+    [tee] = await tees(operator, 5)
+    first = await people[0].post("/v1/orders", of((tee, 2)), key="k")
+    again = await people[0].post("/v1/orders", of((tee, 2)), key="k")
+    assert first.json()["order_id"] == again.json()["order_id"]
+    assert again.headers["idempotent-replayed"] == "true"
+    assert problem(await people[0].post("/v1/orders", of((tee, 3)), key="k")) == (422, "idempotency_key_reused")
+    assert (await ordered(people[1], (tee, 3)))["status"] == "PENDING"
+
+
+async def test_every_shortage_is_told_with_the_other_sizes(operator: Person, people: list[Person]) -> None:
+    small, large, none = await tees(operator, 2, 5, 0)
+    refused = await people[0].post("/v1/orders", of((small, 3), (none, 1)))
+    assert problem(refused) == (409, "sold_out")
+    assert refused.json()["lines"] == [
+        {
+            "variant_id": small,
+            "requested": 3,
+            "available": 2,
+            "other_sizes": [{"variant_id": large, "size": "1", "available": 5}],
+        },
+        {
+            "variant_id": none,
+            "requested": 1,
+            "available": 0,
+            "other_sizes": [
+                {"variant_id": small, "size": "0", "available": 2},
+                {"variant_id": large, "size": "1", "available": 5},
+            ],
+        },
+    ]
+    assert (await ordered(people[0], (small, 2)))["status"] == "PENDING"
+
+
+async def test_units_are_given_back_in_part_and_whole(operator: Person, people: list[Person]) -> None:
+    small, large = await tees(operator, 5, 5)
+    path = f"/v1/orders/{(await ordered(people[0], (small, 3), (large, 1)))['order_id']}"
+    left = await people[0].post(f"{path}/releases", of((small, 2)), key="k")
+    again = await people[0].post(f"{path}/releases", of((small, 2)), key="k")
+    assert left.json()["total_amount"] == again.json()["total_amount"] == 1000
+    assert again.headers["idempotent-replayed"] == "true"
+    assert problem(await people[0].post(f"{path}/releases", of((small, 2)))) == (404, "unit_unknown")
+    for _ in range(2):
+        ended = (await people[0].delete(path)).json()
+        assert (ended["status"], ended["reason"]) == ("CANCELLED", "USER")
+    assert problem(await people[0].post(f"{path}/extension", {})) == (409, "hold_ended")
+    assert (await ordered(people[1], (small, 5), (large, 5)))["status"] == "PENDING"
+
+
+async def test_a_hold_is_extended(operator: Person, people: list[Person]) -> None:
+    [tee] = await tees(operator, 5)
+    made = await ordered(people[0], (tee, 1))
+    extended = await people[0].post(f"/v1/orders/{made['order_id']}/extension", {})
+    assert extended.json()["expires_at"] > made["expires_at"]
+
+
+# Paid -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_paid_order_is_owned_unit_by_unit(operator: Person, people: list[Person], worker: Worker) -> None:
+    small, large = await tees(operator, 5, 5)
+    made = await ordered(people[0], (small, 2), (large, 1))
+    path = f"/v1/orders/{made['order_id']}"
+    async with worker.draining():
+        paid = await people[0].post(f"{path}/payments", BALANCE, key="k")
+    assert paid.status_code == 201, paid.text
+    payment = paid.json()
+    assert (payment["order_id"], payment["status"], payment["final_amount"]) == (made["order_id"], "SUCCESS", 1500)
+    assert "reservation_id" not in payment
+    order = (await people[0].get(path)).json()
+    assert (order["status"], order["expires_at"], order["payment"]) == (
+        *("PAID", None),
+        {"payment_id": payment["payment_id"]},
+    )
+    items = (await people[0].get("/v1/items")).json()["items"]
+    assert sorted(item["variant_id"] for item in items) == sorted([small, small, large])
+    assert {item["name"] for item in items} == {"Tee"}
+    assert (await people[1].get("/v1/items")).json()["items"] == []
+    shown = (await people[0].get(f"/v1/products/{items[0]['product_id']}")).json()
+    assert [variant["available"] for variant in shown["variants"]] == [3, 4]
+    assert (await people[0].get("/v1/orders")).json()["items"][0]["order_id"] == made["order_id"]
+    again = await people[0].post(f"{path}/payments", BALANCE, key="k")
+    assert again.headers["idempotent-replayed"] == "true"
+    assert problem(await people[0].post(f"{path}/payments", BALANCE)) == (409, "hold_ended")
+
+
+async def test_a_coupon_takes_something_off(operator: Person, people: list[Person], worker: Worker) -> None:
+    [tee] = await tees(operator, 5)
+    coupon_id = await make(operator, discount_amount=300)
+    async with worker.draining():
+        mine = (await issue(people[0], coupon_id)).json()["user_coupon_id"]
+        path = f"/v1/orders/{(await ordered(people[0], (tee, 2)))['order_id']}"
+        foreign = await people[1].post("/v1/orders", of((tee, 1)))
+        stolen = await people[1].post(
+            f"/v1/orders/{foreign.json()['order_id']}/payments", BALANCE | {"user_coupon_id": mine}
+        )
+        paid = await people[0].post(f"{path}/payments", BALANCE | {"user_coupon_id": mine})
+    assert problem(stolen) == (409, "coupon_unusable")
+    assert stolen.json()["reason"] == "UNKNOWN"
+    payment = paid.json()
+    assert (payment["original_amount"], payment["discount_amount"], payment["final_amount"]) == (1000, 300, 700)
+    assert payment["user_coupon_id"] == mine
+    order = (await people[0].get(path)).json()
+    assert (order["original_amount"], order["discount_amount"], order["total_amount"]) == (1000, 300, 700)
+    assert [(item["discount_amount"], item["total_price"]) for item in order["items"]] == [(300, 700)]
+    used = (await people[0].get(f"/v1/user-coupons/{mine}")).json()
+    assert (used["status"], used["order_id"]) == ("USED", order["order_id"])
+    other = f"/v1/orders/{(await ordered(people[0], (tee, 1)))['order_id']}/payments"
+    refused = await people[0].post(other, BALANCE | {"user_coupon_id": mine})
+    assert (problem(refused), refused.json()["reason"]) == ((409, "coupon_unusable"), "USED")
+
+
+async def test_a_coupon_that_is_not_durable_yet_is_judged_before_anything_moves(
+    operator: Person, people: list[Person], worker: Worker, house: House
+) -> None:
+    [tee] = await tees(operator, 5)
+    coupon_id = await make(operator)
+    sale = await house.book.find(coupon_id)
+    assert sale is not None
+    issued = await coupons.issue(house.gate, sale, user_id=people[0].user_id)
+    assert isinstance(issued, coupons.Issued)
+    mine = coupons.user_coupon_id_of(coupon_id, people[0].user_id)
+    path = f"/v1/orders/{(await ordered(people[0], (tee, 2)))['order_id']}/payments"
+    early = await people[0].post(path, BALANCE | {"user_coupon_id": mine}, key="k")
+    assert problem(early) == (409, "coupon_pending")
+    assert int(early.headers["retry-after"]) >= 1
+    assert (await people[0].get("/v1/payments")).json()["items"] == []
+    await worker.drain()
+    async with worker.draining():
+        paid = await people[0].post(path, BALANCE | {"user_coupon_id": mine}, key="k")
+    assert (paid.status_code, paid.json()["final_amount"]) == (201, 0)
+
+
+# A cart ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_cart_is_ordered_once_and_loses_only_what_was_ordered(operator: Person, people: list[Person]) -> None:
+    me = people[0]
+    small, large = await tees(operator, 5, 5)
+    await me.put(f"/v1/cart/items/{small}", {"quantity": 2})
+    await me.put(f"/v1/cart/items/{large}", {"quantity": 1})
+    first = await me.post("/v1/orders", {"from_cart": True}, key="k")
+    assert first.status_code == 201, first.text
+    assert first.json()["total_amount"] == 1500
+    assert (await me.get("/v1/cart")).json()["items"] == []
+    await me.put(f"/v1/cart/items/{small}", {"quantity": 3})
+    again = await me.post("/v1/orders", {"from_cart": True}, key="k")
+    assert (again.json()["order_id"], again.json()["total_amount"]) == (first.json()["order_id"], 1500)
+    assert [item["quantity"] for item in (await me.get("/v1/cart")).json()["items"]] == [3]
+    reused = await me.post("/v1/orders", {"from_cart": True, "sale_id": ids.random_id()}, key="k")
+    assert problem(reused) == (422, "idempotency_key_reused")
+
+
+async def test_two_clicks_at_once_are_one_order(operator: Person, people: list[Person]) -> None:
+    [tee] = await tees(operator, 5)
+    await people[0].put(f"/v1/cart/items/{tee}", {"quantity": 2})
+    clicks = await asyncio.gather(*[people[0].post("/v1/orders", {"from_cart": True}, key="k") for _ in range(8)])
+    assert {click.status_code for click in clicks} == {201}
+    assert len({click.json()["order_id"] for click in clicks}) == 1
+    assert (await people[0].get("/v1/cart")).json()["items"] == []
+    assert len((await people[0].get("/v1/orders")).json()["items"]) <= 1
+
+
+async def test_a_cart_that_is_short_stays_as_it_is_and_its_key_tries_again(
+    operator: Person, people: list[Person]
+) -> None:
+    me = people[0]
+    [tee] = await tees(operator, 2)
+    await me.put(f"/v1/cart/items/{tee}", {"quantity": 3})
+    assert problem(await me.post("/v1/orders", {"from_cart": True}, key="k")) == (409, "sold_out")
+    assert [item["quantity"] for item in (await me.get("/v1/cart")).json()["items"]] == [3]
+    await me.put(f"/v1/cart/items/{tee}", {"quantity": 2})
+    assert (await me.post("/v1/orders", {"from_cart": True}, key="k")).status_code == 201
+
+
+# Refused --------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_cart_with_nothing_in_it_is_not_ordered(people: list[Person]) -> None:
