@@ -41,7 +41,11 @@ from loadtests.shop import PRICE, Shop, shop
 
 ROUNDS = 3
 PROCESSES = 2
-REQUESTS = 8_000
+REQUESTS = 6_000
+# A row locked and committed for each order is slow: fewer of them take as long.
+ROW_REQUESTS = 1_500
+# Longer than any run: what is held stays held.
+HOLD_S = 3600
 CALLERS = 128
 # Who waits for a commit keeps a connection meanwhile.
 WAITERS = 1024
@@ -59,9 +63,9 @@ class Bench:
         self._tokens = tokens
         self._order = {"lines": [{"variant_id": variant_id, "quantity": 1}]}
 
-    async def orders(self, path: str = "/v1/orders") -> Measured:
+    async def orders(self, path: str = "/v1/orders", count: int = REQUESTS) -> Measured:
         """One unit each, always of the same variant."""
-        return await self._drive(path, self._order, REQUESTS, CALLERS)
+        return await self._drive(path, self._order, count, CALLERS)
 
     async def issues(self, path: str, *, callers: int = WAITERS) -> Measured:
         """One coupon each; nobody asks twice."""
@@ -78,20 +82,20 @@ async def hot_unit() -> tuple[list[Row], list[str]]:
     async with shop(processes=PROCESSES) as running:
         tokens = await running.make_buyers(BUYERS)
         units = REQUESTS * (ROUNDS + 1)
-        sale_id, variant_id = await running.make_drop(units)
+        sale_id, variant_id = await running.make_drop(units, hold_s=HOLD_S)
         bench = Bench(running, tokens, variant_id)
         row = {"variant_id": variant_id, "quantity": 2 * units}
         await running.client.request("POST", "/twins/units", headers=headers(tokens[0]), body=row)
         found: dict[str, list[float]] = {name: [] for name in ("noop", "orders", "rows", "bare_noop", "bare_rows")}
         await bench.orders()  # warm
         await bench.orders("/twins/framework/orders")
-        await bench.orders("/twins/framework/order_rows")
+        await bench.orders("/twins/framework/order_rows", ROW_REQUESTS)
         for _ in range(ROUNDS):
             found["noop"].append((await bench.orders("/twins/framework/orders")).per_s)
             found["orders"].append((await bench.orders()).per_s)
-            found["rows"].append((await bench.orders("/twins/framework/order_rows")).per_s)
+            found["rows"].append((await bench.orders("/twins/framework/order_rows", ROW_REQUESTS)).per_s)
             found["bare_noop"].append((await bench.orders("/twins/orders")).per_s)
-            found["bare_rows"].append((await bench.orders("/twins/order_rows")).per_s)
+            found["bare_rows"].append((await bench.orders("/twins/order_rows", ROW_REQUESTS)).per_s)
         await _check(running, HELD, sale_id, {"orders": units, "units": units}, within_s=60.0)
     middle = {name: statistics.median(values) for name, values in found.items()}
     rows = [
@@ -113,8 +117,8 @@ async def hot_unit() -> tuple[list[Row], list[str]]:
         ),
     ]
     bare = (
-        f"By our own face, without the framework's handlers: POST no-op of an order {middle['bare_noop']:,.0f}/s, a row "
-        f"counted down {middle['bare_rows']:,.0f}/s (orders of the hot unit are "
+        f"By our own face, without the framework's handlers: POST no-op of an order {middle['bare_noop']:,.0f}/s, a "
+        f"row counted down {middle['bare_rows']:,.0f}/s (orders of the hot unit are "
         f"{middle['orders'] / middle['bare_noop']:.2f} of that no-op and "
         f"{middle['orders'] / middle['bare_rows']:.2f} of that row)."
     )
@@ -144,7 +148,6 @@ async def coupons() -> tuple[list[Row], list[str]]:
         middle["noop"],
         unit="issues/s",
         against=f"POST no-op {FRAMEWORK}; every issue durable",
-        wanted=0.0,
     )
     note = (
         f"Coupons: {middle['issued']:,.0f} issues a second, each in Postgres when it is answered "
@@ -175,7 +178,7 @@ async def paid_orders() -> tuple[list[Row], list[str]]:
         "order_paid_per_s",
         value=statistics.median(run.per_s for run in runs),
         unit="orders/s",
-        against=f"{PROCESSES} API processes, 1 worker, {JOURNEY_CALLERS} buyers at once, one variant, every count right",
+        against=f"{PROCESSES} API processes, 1 worker, {JOURNEY_CALLERS} buyers at once, 1 variant, every count right",
     )
     steps = []
     for name in ("order", "pay"):

@@ -36,7 +36,7 @@ class Row:
         )
 
 
-def ratio_row(name: str, ours: float, theirs: float, *, unit: str, against: str, wanted: float) -> Row:
+def ratio_row(name: str, ours: float, theirs: float, *, unit: str, against: str, wanted: float | None = None) -> Row:
     """A rate of ours against another one measured in the same run."""
     return Row(
         name,
