@@ -24,7 +24,7 @@ class CurrencyChanged(Exception):
 
 
 class TimeZoneRefused(Exception):
-    """The days in this database are of another time zone than the settings name, or Postgres knows none of that name."""
+    """The days in this database are of another time zone than the settings name, or Postgres knows no such zone."""
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):

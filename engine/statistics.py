@@ -1,8 +1,9 @@
 """Statistics: what was sold of each product, by days and by intervals, and which products sell best.
 
 Both are counted from rows and never from what anybody says. The transaction that pays orders counts their units on the
-day of `paid_at` in the zone of the installation (`count_sold`), and the one that gives some back counts these on its own
-day, in columns of their own (`count_refunded`). So a day needs no run to be right, and one that is over stays as it is.
+day of `paid_at` in the zone of the installation (`count_sold`), and the one that gives some back counts these on its
+own day, in columns of their own (`count_refunded`). So a day needs no run to be right, and one that is over stays as it
+is.
 
 Intervals follow what was *persisted*. A batch leaves a row for each product in `unaggregated_sales`; a run removes the
 rows that it sees and adds them up, in one transaction. Neither numbers nor times decide what it takes, because neither

@@ -580,8 +580,8 @@ CREATE TABLE product_daily_sales (
 );
 CREATE INDEX product_daily_sales_day ON product_daily_sales (day, product_id);
 
--- What a day counts and no interval does yet, a row a batch and product. An interval run takes the rows that it sees, and
--- removes them: what commits later is there for the next one, whatever its number or its time.
+-- What a day counts and no interval does yet, a row a batch and product. A run takes the rows that it sees and removes
+-- them: what commits later is there for the next one, whatever its number or its time.
 CREATE TABLE unaggregated_sales (
   unaggregated_sale_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   product_id uuid NOT NULL,
@@ -591,7 +591,7 @@ CREATE TABLE unaggregated_sales (
   created_at timestamptz NOT NULL DEFAULT now()
 );
 
--- What came to be counted between two runs, before refunds; of each product and day these add up to `sold_quantity` there.
+-- What came to be counted between two runs, before refunds: of each product and day these add up to what the day sold.
 CREATE TABLE product_interval_sales (
   product_id uuid NOT NULL REFERENCES products,
   day date NOT NULL,

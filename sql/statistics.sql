@@ -1,8 +1,8 @@
 -- Statistics: what was sold of each product, by days of the installation's time zone and by intervals.
 
 -- name: count_sold
--- Units of orders that this very transaction has paid, on the day of their `paid_at`: one row a product and day, locked in
--- that order, and one for the next interval run. Without the zone's row, a day is null and is refused.
+-- Units of orders that this very transaction has paid, on the day of their `paid_at`: a row a product and day, locked in
+-- this order, and one for the next interval run. Without the zone's row, a day is null and is refused.
 WITH sold AS (
   SELECT
     product_variants.product_id,
@@ -67,14 +67,14 @@ FOR NO KEY UPDATE;
 -- Take everything that was committed and is in no interval yet into one that begins at $1 and ends now.
 WITH run AS (
   UPDATE sales_aggregation
-  SET aggregated_to = greatest(clock_timestamp(), $1 + interval '1 microsecond'), updated_at = now()
+  SET aggregated_to = greatest(clock_timestamp(), $1::timestamptz + interval '1 microsecond'), updated_at = now()
   RETURNING aggregated_to
 ), claimed AS (
   DELETE FROM unaggregated_sales
   RETURNING product_id, day, sold_quantity
 )
 INSERT INTO product_interval_sales (product_id, day, aggregated_from, aggregated_to, sold_quantity)
-SELECT product_id, day, $1::timestamptz, aggregated_to, sum(sold_quantity)
+SELECT product_id, day, $1, aggregated_to, sum(sold_quantity)
 FROM claimed
 CROSS JOIN run
 GROUP BY product_id, day, aggregated_to
