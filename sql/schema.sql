@@ -35,7 +35,8 @@ CREATE TABLE api_keys (
   revoked_at timestamptz
 );
 
--- What every process of one installation shares: the secret, the keys of passes and of tickets, the currency.
+-- What every process of one installation shares: the secret, the keys of passes and of tickets, the currency, and the
+-- time zone whose days the statistics count.
 CREATE TABLE installation (
   name text PRIMARY KEY,
   value text NOT NULL,
@@ -577,6 +578,19 @@ CREATE TABLE user_items (
 CREATE INDEX user_items_mine ON user_items (user_id, item_id DESC);
 CREATE INDEX user_items_order ON user_items (order_id, variant_id);
 
+-- What was given back of a line after it was sold, by which cancellation: it counts on the day of `created_at`.
+CREATE TABLE order_item_refunds (
+  cancellation_id uuid NOT NULL,
+  order_id uuid NOT NULL,
+  variant_id uuid NOT NULL,
+  quantity bigint NOT NULL CHECK (quantity > 0),
+  amount bigint NOT NULL CHECK (amount >= 0),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (cancellation_id, order_id, variant_id),
+  FOREIGN KEY (order_id, variant_id) REFERENCES order_items
+);
+CREATE INDEX order_item_refunds_order ON order_item_refunds (order_id, variant_id);
+
 CREATE TABLE payments (
   payment_id uuid PRIMARY KEY,
   sale_id uuid NOT NULL,
@@ -641,6 +655,63 @@ CREATE INDEX payments_ended ON payments (hold_id, created_at DESC) WHERE status 
 CREATE INDEX payments_coupon_named ON payments (user_coupon_id) WHERE user_coupon_id IS NOT NULL;
 CREATE INDEX payments_mine ON payments (user_id, created_at DESC, payment_id DESC);
 CREATE INDEX payments_unsettled ON payments (updated_at) WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT');
+
+-- What was sold ------------------------------------------------------------------------------------------------------
+
+-- A unit counts on the day on which its order was paid, in the zone of the installation; what is given back counts on
+-- the day on which it is, in columns of its own. So a day that is over never changes.
+CREATE TABLE product_daily_sales (
+  product_id uuid NOT NULL REFERENCES products,
+  day date NOT NULL,
+  sold_quantity bigint NOT NULL DEFAULT 0 CHECK (sold_quantity >= 0),
+  -- An order counts once, however many units of the product it has.
+  orders bigint NOT NULL DEFAULT 0,
+  -- After the discount.
+  amount bigint NOT NULL DEFAULT 0 CHECK (amount >= 0),
+  refunded_quantity bigint NOT NULL DEFAULT 0 CHECK (refunded_quantity >= 0),
+  refunded_amount bigint NOT NULL DEFAULT 0 CHECK (refunded_amount >= 0),
+  -- When something was counted last.
+  aggregated_at timestamptz NOT NULL DEFAULT now(),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (product_id, day),
+  CONSTRAINT product_daily_sales_orders
+    CHECK (orders BETWEEN 0 AND sold_quantity AND (orders = 0) = (sold_quantity = 0))
+);
+CREATE INDEX product_daily_sales_day ON product_daily_sales (day, product_id);
+
+-- What a day counts and no interval does yet, a row a batch and product. A run takes the rows that it sees and removes
+-- them: what commits later is there for the next one, whatever its number or its time.
+CREATE TABLE unaggregated_sales (
+  unaggregated_sale_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  product_id uuid NOT NULL,
+  day date NOT NULL,
+  -- Below zero where a day was put right downwards.
+  sold_quantity bigint NOT NULL CHECK (sold_quantity <> 0),
+  created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- What came to be counted between two runs, before refunds: of each product and day these add up to what the day sold.
+CREATE TABLE product_interval_sales (
+  product_id uuid NOT NULL REFERENCES products,
+  day date NOT NULL,
+  -- When the run before was, and this one.
+  aggregated_from timestamptz NOT NULL,
+  aggregated_to timestamptz NOT NULL,
+  sold_quantity bigint NOT NULL CHECK (sold_quantity <> 0),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (product_id, day, aggregated_from),
+  CONSTRAINT product_interval_sales_interval CHECK (aggregated_from < aggregated_to)
+);
+CREATE INDEX product_interval_sales_newest ON product_interval_sales (aggregated_from, product_id, day);
+
+-- One row, which its migration makes: where the last run ended and the next begins. Locked by whoever runs.
+CREATE TABLE sales_aggregation (
+  only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+  aggregated_to timestamptz NOT NULL DEFAULT now(),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now()
+);
 
 -- What is given back, and what a gateway must be told ----------------------------------------------------------------
 
