@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import RedisCluster
 
-from engine import authorisations, cancellations, ids, offers, payments, rebuild, reconciliation, sales, seats
+from engine import (
+    authorisations,
+    cancellations,
+    ids,
+    offers,
+    payments,
+    rebuild,
+    reconciliation,
+    sales,
+    seat_cancellations,
+    seats,
+)
 from engine.rebuild import CLEAR, CLOSE, LOAD_SEATS, OPEN, Cleared, Closed, Opened, RebuildFailed, SaleOpen
 from engine.refusals import IdempotencyKeyReused, LimitReached
 from engine.stores import outbox
@@ -486,7 +497,7 @@ async def test_a_sale_that_was_given_back_in_part_is_written_as_what_is_left(sto
     shop = await open_shop(stores)
     bought = await shop.buy("A-1-1", "A-1-2")
     await shop.drain()
-    cancelled = await cancellations.cancel(
+    cancelled = await seat_cancellations.cancel(
         stores.gate,
         stores.postgres,
         shop.book,

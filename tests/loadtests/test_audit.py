@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from engine import cancellations
+from engine import cancellations, seat_cancellations
 from engine.audit import Report, describe
 from engine.stores.connections import Stores
 from engine.stores.keys import SaleKeys
@@ -727,7 +727,7 @@ async def test_what_was_cancelled_in_part_or_whole_is_well(stores: Stores, tmp_p
                 )
             )
     for request, seat_nos in ((first, ["A-1-2"]), (second, [])):
-        cancelled = await cancellations.cancel(
+        cancelled = await seat_cancellations.cancel(
             stores.gate,
             stores.postgres,
             hall.book,
