@@ -44,9 +44,7 @@ class NamedUnits(msgspec.Struct, frozen=True):
 
     lines: Annotated[
         str,
-        Meta(
-            max_length=LINES_MAX * 44, description="`variant_id:quantity`, separated by commas; without it all."
-        ),
+        Meta(max_length=LINES_MAX * 44, description="`variant_id:quantity`, separated by commas; without it all."),
     ] = ""
 
     @property

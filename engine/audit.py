@@ -5,7 +5,7 @@ not come to rest, or entries that nobody applies. The audit changes nothing.
 """
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -32,7 +32,7 @@ GATHERED_MS = 10_000
 """How long a freed seat may wait for others that go with it."""
 
 TITLES: Mapping[str, str] = {
-    "I1": "Every seat is counted once and has at most one live claim",
+    "I1": "Every seat and every unit is counted once, and a seat has at most one live claim",
     "I2": "Everything that a client heard confirmed is in Postgres",
     "I3": "What was confirmed was charged once, and nothing else was",
     "I4": "One operation, one effect",
@@ -277,6 +277,8 @@ class Copy:
     freed: dict[str, int]
     buyers: dict[str, str]
     tokens: dict[str, Called]
+    stock: dict[str, int]
+    stock_freed: dict[str, int]
 
     def seats_in(self, *states: str) -> dict[str, tuple[str, str, int]]:
         """Each seat in one of these states, with its state, hold and fence."""
@@ -297,6 +299,7 @@ class Books:
     serving: int
     applied: dict[str, int]
     seats: Rows
+    variants: Rows
     holds: Rows
     buyers: Rows
 
@@ -357,10 +360,11 @@ def _why_moving(before: Copy, after: Copy, books: Books) -> str | None:
 
 async def _read_copy(redis: RedisClient, keys: SaleKeys) -> Copy:
     read_hash: Callable[[str], Any] = redis.hgetall
-    terms, prices, seats, holds, buyers, tokens = [
+    terms, prices, seats, holds, buyers, tokens, stock, stock_freed = [
         {name.decode(): value.decode() for name, value in pairs.items()}
         for pairs in await asyncio.gather(
-            *map(read_hash, (keys.sale, keys.prices, keys.seats, keys.holds, keys.buyers, keys.tokens))
+            *map(read_hash, (keys.sale, keys.prices, keys.seats, keys.holds, keys.buyers, keys.tokens)),
+            *map(read_hash, (keys.stock, keys.stock_freed)),
         )
     ]
     deadlines, paying, freed = [
@@ -379,6 +383,8 @@ async def _read_copy(redis: RedisClient, keys: SaleKeys) -> Copy:
         freed=freed,
         buyers=buyers,
         tokens={owner: Called.parse(record) for owner, record in tokens.items()},
+        stock={variant_id: int(units) for variant_id, units in stock.items()},
+        stock_freed={variant_id: int(units) for variant_id, units in stock_freed.items()},
     )
 
 
@@ -391,6 +397,7 @@ async def _read_books(postgres: asyncpg.Pool, sale_id: str) -> Books:
             serving=progress[0]["serving"],
             applied={row["stream"]: row["n"] for row in progress if row["watermark_epoch"] == row["epoch"]},
             seats=await SQL.list_sale_seats.fetch(connection, sale_id),
+            variants=await SQL.list_sale_variants.fetch(connection, sale_id),
             holds=await SQL.list_sale_holds.fetch(connection, sale_id),
             buyers=await SQL.count_sale_buyers.fetch(connection, sale_id),
         )
@@ -404,12 +411,19 @@ def _set_of(listed: str) -> frozenset[str]:
 
 
 async def _count_seats(found: _Questions, halls: Sequence[Hall]) -> _Case:
-    case = _Case("I1", await found.count("seats"))
+    case = _Case("I1", await found.count("seats", "variants"))
     case.accuse_all(
         await found.ask("find_miscounted_schedules"),
         lambda row: (
             f"schedule {row['schedule_id']} says {row['seats_total']} seats, {row['seats_available']} available; "
             f"it has {row['seats']} and {row['available']}"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_miscounted_variants"),
+        lambda row: (
+            f"sale {row['sale_id']}: of {row['initial_quantity']} units of variant {row['variant_id']} "
+            f"{row['quantity']} are left and {row['bought']} are bought"
         ),
     )
     case.accuse_all(
@@ -427,7 +441,7 @@ async def _count_seats(found: _Questions, halls: Sequence[Hall]) -> _Case:
     case.looked_at["seats in Redis"] = 0
     for hall in halls:
         if hall.moving is None:
-            case.looked_at["seats in Redis"] += len(hall.copy.prices)
+            case.looked_at["seats in Redis"] += len(hall.copy.prices) if hall.sale["kind"] == "seats" else 0
             for finding in _miscounts(hall):
                 case.accuse_copy(hall, finding)
     case.doubt(halls)
@@ -435,7 +449,41 @@ async def _count_seats(found: _Questions, halls: Sequence[Hall]) -> _Case:
 
 
 def _miscounts(hall: Hall) -> Iterator[str]:
-    """What does not add up within Redis: each seat stands under the one live hold that lists it."""
+    """What does not add up within Redis: holds and their deadlines, and what they hold."""
+    for state, waiting in (("HELD", hall.copy.deadlines), ("PAYING", hall.copy.paying)):
+        for hold_id in sorted(hall.copy.holds_in(state).keys() ^ waiting.keys()):
+            yield f"hold {hold_id} is {state} or has the deadline of one, and not both"
+    yield from _miscounted_units(hall) if hall.sale["kind"] == "stock" else _miscounted_seats(hall)
+
+
+def _miscounted_units(hall: Hall) -> Iterator[str]:
+    """Variants of which left, freed, held, being paid and bought is not all that there ever was."""
+    copy = hall.copy
+    running: Counter[str] = Counter()
+    for hold in copy.holds_in("HELD", "PAYING").values():
+        for line in hold.seats:
+            variant_id, _, quantity = line.rpartition(":")
+            running[variant_id] += int(quantity)
+    known = {row["variant_id"]: row for row in hall.books.variants}
+    for variant_id in sorted(known.keys() ^ copy.prices.keys()):
+        yield f"variant {variant_id} exists in {'Postgres' if variant_id in known else 'Redis'} only"
+    for variant_id, row in sorted(known.items()):
+        parts = (
+            copy.stock.get(variant_id, 0),
+            copy.stock_freed.get(variant_id, 0),
+            running[variant_id],
+            row["bought"],
+        )
+        if min(parts) < 0 or sum(parts) != row["initial_quantity"]:
+            left, freed, in_holds, bought = parts
+            yield (
+                f"of {row['initial_quantity']} units of variant {variant_id} {left} are left, {freed} are the waiting "
+                f"list's, {in_holds} are in holds and {bought} are bought"
+            )
+
+
+def _miscounted_seats(hall: Hall) -> Iterator[str]:
+    """Seats that do not stand under the one live hold that lists them."""
     copy = hall.copy
     listed = {row["seat_no"] for row in hall.books.seats}
     for seat_no in sorted(listed ^ copy.prices.keys()):
@@ -461,9 +509,6 @@ def _miscounts(hall: Hall) -> Iterator[str]:
         # The record of what was sold is forgotten after the repeat window; the seat keeps its hold.
         if state in ("HELD", "PAYING") and hold_id not in holders[seat_no]:
             yield f"seat {seat_no} is {state} by hold {hold_id}, which does not have it"
-    for state, waiting in (("HELD", copy.deadlines), ("PAYING", copy.paying)):
-        for hold_id in sorted(copy.holds_in(state).keys() ^ waiting.keys()):
-            yield f"hold {hold_id} is {state} or has the deadline of one, and not both"
     for seat_no in sorted(_shelved(copy) - copy.freed.keys()):
         yield f"seat {seat_no} is kept for the waiting list, which does not know of it"
 
@@ -721,7 +766,14 @@ def _shelved(copy: Copy) -> set[str]:
 
 
 def _compare_stores(halls: Sequence[Hall]) -> _Case:
-    case = _Case("I9", {"sales": len(halls), "seats": sum(len(hall.books.seats) for hall in halls)})
+    case = _Case(
+        "I9",
+        {
+            "sales": len(halls),
+            "seats": sum(len(hall.books.seats) for hall in halls),
+            "variants": sum(len(hall.books.variants) for hall in halls),
+        },
+    )
     for hall in halls:
         if hall.moving is None:
             for finding in _differences(hall):
@@ -734,9 +786,10 @@ def _differences(hall: Hall) -> Iterator[str]:
     """What the two stores tell differently of a sale at rest."""
     copy, books = hall.copy, hall.books
     yield from _compare(
-        "the price of seat",
-        {seat_no: int(record.partition("|")[0]) for seat_no, record in copy.prices.items()},
-        {row["seat_no"]: row["price"] for row in books.seats},
+        "the price of seat" if hall.sale["kind"] == "seats" else "the price of variant",
+        {name: record.partition("|")[0] for name, record in copy.prices.items()},
+        {row["seat_no"]: str(row["price"]) for row in books.seats}
+        | {row["variant_id"]: f"{'' if row['on_sale'] else '-'}{row['price']}" for row in books.variants},
     )
     yield from _compare(
         "the claim on seat",
@@ -752,18 +805,18 @@ def _differences(hall: Hall) -> Iterator[str]:
     yield from _compare(
         "hold",
         {hold_id: (hold.buyer_id, hold.fence, sorted(hold.seats)) for hold_id, hold in live.items()},
-        {row["reservation_id"]: (row["user_id"], row["fence"], sorted(row["seats"])) for row in books.holds},
+        {row["hold_id"]: (row["user_id"], row["fence"], sorted(row["seats"])) for row in books.holds},
     )
     yield from _compare(
         "the deadline of hold",
         copy.deadlines,
-        {row["reservation_id"]: row["expires_at_ms"] for row in books.holds if row["reservation_id"] in copy.deadlines},
+        {row["hold_id"]: row["expires_at_ms"] for row in books.holds if row["hold_id"] in copy.deadlines},
     )
     bought = {buyer_id: int(record.split(" ")[0]) for buyer_id, record in copy.buyers.items()}
     yield from _compare(
-        "the seats bought by",
-        {buyer_id: seats for buyer_id, seats in bought.items() if seats},
-        {row["user_id"]: row["seats"] for row in books.buyers},
+        "what was bought by",
+        {buyer_id: count for buyer_id, count in bought.items() if count},
+        {row["user_id"]: row["bought"] for row in books.buyers},
     )
     holding: defaultdict[str, set[str]] = defaultdict(set)
     for hold_id, hold in live.items():

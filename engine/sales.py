@@ -117,7 +117,7 @@ class Configured(Reply, frozen=True):
 class Checkpoint(Reply, frozen=True):
     """Where the line of a sale stands, which version of its terms the store has, and how far Postgres is behind it.
 
-    `stranded` seats were freed for a waiting list that is over.
+    `stranded` seats, or variants some of whose units, were freed for a waiting list that is over.
     """
 
     version: int

@@ -104,6 +104,19 @@ class Published(Reply, frozen=True):
     count: int
 
 
+class FreedUnits(Reply, frozen=True):
+    """What the waiting list has of a sale of stock, each row `variant_id:quantity`; `left` variants are more."""
+
+    left: int
+    rows: tuple[str, ...]
+
+
+class PublishedUnits(Reply, frozen=True):
+    """So many units are the public's now."""
+
+    count: int
+
+
 NotOffered = (
     HoldKnown | SeatTaken | SeatUnknown | LimitReached | SaleNotOpen | SaleClosed | SlowDown | Busy | Unavailable
 )
@@ -112,6 +125,8 @@ OfferedAnswer = Offered | NotOffered
 FREED = Script("waiting_lists/freed", SaleKeys, Freed | Unavailable)
 OFFER = Script("waiting_lists/offer", SaleKeys, OfferedAnswer)
 PUBLISH = Script("waiting_lists/publish", SaleKeys, Published | Unavailable)
+FREED_UNITS = Script("waiting_lists/freed_units", SaleKeys, FreedUnits | Unavailable)
+PUBLISH_UNITS = Script("waiting_lists/publish_units", SaleKeys, PublishedUnits | Unavailable)
 
 
 # --- who waits --------------------------------------------------------------------------------------------------------
@@ -445,10 +460,25 @@ async def _close_unless_awaited(stores: Stores, sale: Sale) -> None:
 
 
 async def give_back(stores: Stores, sale: Sale) -> int:
-    """Give the public everything that was freed for a list that is over; returns how many seats."""
+    """Give the public everything that was freed for a list that is over; returns how many seats or units."""
+    if sale.kind == "stock":
+        return await _give_back_units(stores, sale)
     given = 0
     while isinstance(freed := await sales.ask(stores.gate, sale, FREED, most=SHELF_MAX), Freed) and freed.rows:
         given += await _publish(stores.gate, sale, list(freed.since))
+    return given
+
+
+async def _give_back_units(stores: Stores, sale: Sale) -> int:
+    given = 0
+    while (
+        isinstance(freed := await sales.ask(stores.gate, sale, FREED_UNITS, most=PUBLISHED_AT_ONCE), FreedUnits)
+        and freed.rows
+    ):
+        published = await sales.ask(stores.gate, sale, PUBLISH_UNITS, lines=freed.rows)
+        if not isinstance(published, PublishedUnits):
+            break
+        given += published.count
     return given
 
 

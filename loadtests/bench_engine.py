@@ -23,6 +23,7 @@ from engine import (
     payments,
     rebuild,
     reservations,
+    seat_copies,
     seats,
     settlement,
     waiting_room,
@@ -64,7 +65,7 @@ async def open_sale(gate: Gate, *, seats_total: int = 0, room: str = "off", **te
     await rebuild.CLEAR(gate, sale.keys, epoch=1, admitted=0, terms=(*stored_terms(sale), *more))
     for first in range(0, seats_total, 1000):
         rows = [value for n in range(first, min(first + 1000, seats_total)) for value in (f"A-1-{n:012d}", 5000, 0)]
-        await rebuild.LOAD_SEATS(gate, sale.keys, epoch=1, rows=rows)
+        await seat_copies.LOAD_SEATS(gate, sale.keys, epoch=1, rows=rows)
     await rebuild.OPEN(gate, sale.keys, epoch=1)
     return sale
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from engine import ids, offers, rebuild, seats, wishes
+from engine import ids, offers, rebuild, seat_copies, seats, wishes
 from engine.catalogue import Offering, Seat
 from engine.sales import Sale, stored_terms
 from engine.stores.scripts import Gate
@@ -42,15 +42,15 @@ async def open_hall(gate: Gate, listed: list[Seat], sold: frozenset[str]) -> Sal
     await rebuild.CLEAR(gate, sale.keys, epoch=1, admitted=0, terms=(*stored_terms(sale), *more))
     plan = offers.draw(sale.sale_id, listed, Offering(), sold)
     for name, part in plan.parts():
-        await rebuild.LOAD_OFFER(gate, sale.keys, epoch=1, name=name, rows=part)
+        await seat_copies.LOAD_OFFER(gate, sale.keys, epoch=1, name=name, rows=part)
     rows = [(seat_no, record, 0) for seat_no, record in plan.prices.items()]
     for at in range(0, len(rows), 1000):
         flat = [value for row in rows[at : at + 1000] for value in row]
-        await rebuild.LOAD_SEATS(gate, sale.keys, epoch=1, rows=flat)
+        await seat_copies.LOAD_SEATS(gate, sale.keys, epoch=1, rows=flat)
     gone = sorted(sold)
     for at in range(0, len(gone), SOLD_AT_ONCE):
         flat = [value for seat_no in gone[at : at + SOLD_AT_ONCE] for value in _sold(seat_no)]
-        await rebuild.LOAD_HOLDS(gate, sale.keys, epoch=1, rows=flat)
+        await seat_copies.LOAD_HOLDS(gate, sale.keys, epoch=1, rows=flat)
     await rebuild.OPEN(gate, sale.keys, epoch=1)
     return sale
 

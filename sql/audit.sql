@@ -6,6 +6,7 @@
 -- How much there is to look at.
 SELECT
   (SELECT count(*) FROM seats) AS seats,
+  (SELECT count(*) FROM product_variants) AS variants,
   (SELECT count(*) FROM reservations) AS reservations,
   (SELECT count(*) FROM payments) AS payments,
   (SELECT count(*) FROM balances) AS balances,
@@ -21,7 +22,7 @@ SELECT
 
 -- name: list_sales
 -- Every sale, oldest first, and since when its terms are what they are.
-SELECT sale_id, name, active_max, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at_ms
+SELECT sale_id, kind, name, active_max, (extract(epoch FROM updated_at) * 1000)::bigint AS updated_at_ms
 FROM sales
 ORDER BY created_at, sale_id;
 
@@ -44,6 +45,21 @@ FROM (
 ) AS counted
 WHERE seats_total <> seats OR seats_available <> available
 ORDER BY schedule_id
+LIMIT $1;
+
+-- name: find_miscounted_variants
+-- Variants of which more or less is left than nobody has bought.
+SELECT sale_id, variant_id, initial_quantity, quantity, bought, count(*) OVER () AS total
+FROM (
+  SELECT
+    variants.sale_id, variants.variant_id, variants.initial_quantity, variants.quantity,
+    coalesce(sum(lines.quantity - lines.refunded_quantity), 0)::bigint AS bought
+  FROM product_variants AS variants
+  LEFT JOIN order_items AS lines ON lines.variant_id = variants.variant_id AND lines.status = 'SOLD'
+  GROUP BY variants.variant_id
+) AS counted
+WHERE quantity <> initial_quantity - bought
+ORDER BY sale_id, variant_id
 LIMIT $1;
 
 -- name: find_seats_claimed_twice
@@ -507,24 +523,53 @@ LEFT JOIN reservation_seats AS claim
 LEFT JOIN reservations USING (reservation_id)
 WHERE seats.sale_id = $1;
 
+-- name: list_sale_variants
+-- The variants of a sale of stock, each with all that there ever was of it and what Redis counts as bought.
+SELECT
+  variants.variant_id,
+  products.price,
+  products.status = 'ON_SALE' AS on_sale,
+  variants.initial_quantity,
+  coalesce(sum(lines.counted), 0)::bigint AS bought
+FROM product_variants AS variants
+JOIN products USING (product_id)
+LEFT JOIN order_items AS lines ON lines.variant_id = variants.variant_id AND lines.status = 'SOLD'
+WHERE variants.sale_id = $1
+GROUP BY variants.variant_id, products.product_id;
+
 -- name: list_sale_holds
--- The holds of a sale that have not ended, each with its seats.
-SELECT reservation_id, user_id, fence, (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at_ms,
+-- The holds of a sale that have not ended, each with its seats or its units.
+SELECT reservation_id AS hold_id, user_id, fence, (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at_ms,
   ARRAY(
     SELECT seat_no
     FROM reservation_seats
     WHERE reservation_seats.reservation_id = reservations.reservation_id AND reservation_seats.status = 'HELD'
   ) AS seats
 FROM reservations
+WHERE sale_id = $1 AND status = 'PENDING'
+UNION ALL
+SELECT order_id, user_id, fence, (extract(epoch FROM expires_at) * 1000)::bigint,
+  ARRAY(
+    SELECT replace(variant_id::text, '-', '') || ':' || quantity
+    FROM order_items
+    WHERE order_items.order_id = orders.order_id AND order_items.status = 'HELD'
+  )
+FROM orders
 WHERE sale_id = $1 AND status = 'PENDING';
 
 -- name: count_sale_buyers
--- How many seats of a sale each buyer has.
-SELECT reservations.user_id, count(*) AS seats
+-- How many seats or units of a sale each buyer has.
+SELECT reservations.user_id, count(*) AS bought
 FROM reservation_seats AS claim
 JOIN reservations USING (reservation_id)
 WHERE claim.sale_id = $1 AND claim.status = 'CLAIMED'
-GROUP BY reservations.user_id;
+GROUP BY reservations.user_id
+UNION ALL
+SELECT orders.user_id, sum(lines.counted)::bigint
+FROM orders
+JOIN order_items AS lines USING (order_id)
+WHERE orders.sale_id = $1 AND lines.counted > 0
+GROUP BY orders.user_id;
 
 -- I13: every entry was applied once ---------------------------------------------------------------------------------
 

@@ -32,8 +32,8 @@ STORED = (
 
 
 @dataclass
-class Shop:
-    """One sale, and every step that an API process or a worker would take with it."""
+class Selling:
+    """One sale, and what is done with it and looked at whatever it sells."""
 
     stores: Stores
     sale_id: str
@@ -68,6 +68,97 @@ class Shop:
         await self.stores.postgres.execute(
             "UPDATE balances SET amount = $2 WHERE user_id = $1", await self.person(name), amount
         )
+
+    async def set_funds_aside(self, *requests: Authorisation) -> None:
+        """Authorise these payments, each of which must be."""
+        for payment in await authorisations.authorise(self.stores.postgres, requests):
+            assert isinstance(payment, payments.Payment), payment
+            assert payment.status == "AUTHORISED", payment
+
+    # What a worker does --------------------------------------------------------------------------------------------
+
+    async def own(self, owner: str = "test") -> int:
+        """Own the sale's streams, whoever did before."""
+        await self.stores.postgres.execute(
+            "UPDATE stream_owners SET until = now() - interval '1 second' WHERE sale_id = $1", self.sale_id
+        )
+        taken = await outbox.take_ownership(self.stores.postgres, owner, sale_ids=[self.sale_id])
+        return taken[self.sale_id]
+
+    async def drain(self) -> int:
+        """Apply all that both streams hold; returns how many entries."""
+        generation, sale, count = await self.own(), await self.sale(), 0
+        for stream in STREAMS:
+            handler = rebuild.handlers(sale)[stream]
+            reader = Reader(self.stores.gate, self.stores.postgres, sale.keys, stream, generation, handler)
+            while applied := await reader.drain():
+                count += applied
+        return count
+
+    async def settle(self, *facts: Entry) -> None:
+        """Apply facts of the outbox in one batch, whatever the stream says."""
+        async with self.stores.postgres.acquire() as connection, connection.transaction():
+            await settlement.handler(await self.sale()).apply(connection, facts)
+
+    async def rebuild(self) -> Sale:
+        """Write the sale anew, as its owner does."""
+        return await rebuild.rebuild(self.stores, self.sale_id, await self.own())
+
+    async def inspect(self) -> str | None:
+        """What a look at heads and watermarks finds wrong."""
+        sale = await self.sale()
+        return await outbox.inspect(self.stores.gate, self.stores.postgres, sale.keys, sale.epoch)
+
+    # What a test looks at ------------------------------------------------------------------------------------------
+
+    async def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+        """What Postgres answers, as plain tuples."""
+        return [tuple(row) for row in await self.stores.postgres.fetch(sql, *arguments)]
+
+    async def term(self, name: str) -> str:
+        """A field of the sale."""
+        value = await self.stores.redis.execute_command("HGET", (await self.sale()).keys.sale, name)
+        return value.decode() if value is not None else ""
+
+    async def stored(self) -> dict[str, Any]:
+        """Everything of the sale in Redis that a rebuild writes, but for its counters and clocks."""
+        redis: Any = self.stores.redis
+        keys = (await self.sale()).keys
+        content: dict[str, Any] = {}
+        for name in STORED:
+            kind = (await redis.type(getattr(keys, name))).decode()
+            if kind == "hash":
+                content[name] = await redis.hgetall(getattr(keys, name))
+            elif kind == "zset":
+                content[name] = dict(await redis.zrange(getattr(keys, name), 0, -1, withscores=True))
+        for counter in (b"epoch", b"fence", b"map_version", b"now_ms", b"queue_no", b"queue_no_ceiling"):
+            content.get("sale", {}).pop(counter, None)
+        return content
+
+    async def payment(self, payment_id: str) -> str:
+        """Status of a payment's row."""
+        status: str = await self.stores.postgres.fetchval(
+            "SELECT status FROM payments WHERE payment_id = $1", payment_id
+        )
+        return status
+
+    async def age(self, payment_id: str) -> None:
+        """Let a payment have stood still for an hour."""
+        await self.stores.postgres.execute(
+            "UPDATE payments SET updated_at = now() - interval '1 hour' WHERE payment_id = $1", payment_id
+        )
+
+    async def set_aside(self, name: str) -> int:
+        """What of somebody's balance is set aside."""
+        amount: int = await self.stores.postgres.fetchval(
+            "SELECT set_aside FROM balances WHERE user_id = $1", await self.person(name)
+        )
+        return amount
+
+
+@dataclass
+class Shop(Selling):
+    """A sale of seats, and every step that an API process or a worker would take with it."""
 
     # What an API process does --------------------------------------------------------------------------------------
 
@@ -120,12 +211,6 @@ class Shop:
         request = await self.begin_payment(hold_id)
         await self.set_funds_aside(request)
         return request
-
-    async def set_funds_aside(self, *requests: Authorisation) -> None:
-        """Authorise these payments, each of which must be."""
-        for payment in await authorisations.authorise(self.stores.postgres, requests):
-            assert isinstance(payment, payments.Payment), payment
-            assert payment.status == "AUTHORISED", payment
 
     async def confirm(self, request: Authorisation) -> Any:
         """PAYING to SOLD: the third step."""
@@ -187,40 +272,6 @@ class Shop:
         assert isinstance(found, seats.Hold), found
         return found
 
-    # What a worker does --------------------------------------------------------------------------------------------
-
-    async def own(self, owner: str = "test") -> int:
-        """Own the sale's streams, whoever did before."""
-        await self.stores.postgres.execute(
-            "UPDATE stream_owners SET until = now() - interval '1 second' WHERE sale_id = $1", self.sale_id
-        )
-        taken = await outbox.take_ownership(self.stores.postgres, owner, sale_ids=[self.sale_id])
-        return taken[self.sale_id]
-
-    async def drain(self) -> int:
-        """Apply all that both streams hold; returns how many entries."""
-        generation, sale, count = await self.own(), await self.sale(), 0
-        for stream in STREAMS:
-            handler = rebuild.handlers(sale)[stream]
-            reader = Reader(self.stores.gate, self.stores.postgres, sale.keys, stream, generation, handler)
-            while applied := await reader.drain():
-                count += applied
-        return count
-
-    async def settle(self, *facts: Entry) -> None:
-        """Apply facts of the outbox in one batch, whatever the stream says."""
-        async with self.stores.postgres.acquire() as connection, connection.transaction():
-            await settlement.handler(await self.sale()).apply(connection, facts)
-
-    async def rebuild(self) -> Sale:
-        """Write the sale anew, as its owner does."""
-        return await rebuild.rebuild(self.stores, self.sale_id, await self.own())
-
-    async def inspect(self) -> str | None:
-        """What a look at heads and watermarks finds wrong."""
-        sale = await self.sale()
-        return await outbox.inspect(self.stores.gate, self.stores.postgres, sale.keys, sale.epoch)
-
     # What a test looks at ------------------------------------------------------------------------------------------
 
     async def set_price(self, seat_no: str, price: int) -> None:
@@ -229,10 +280,6 @@ class Shop:
         record: bytes = await self.stores.redis.execute_command("HGET", key, seat_no)
         changed = f"{price}|{record.decode().partition('|')[2]}"
         await self.stores.redis.execute_command("HSET", key, seat_no, changed)
-
-    async def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
-        """What Postgres answers, as plain tuples."""
-        return [tuple(row) for row in await self.stores.postgres.fetch(sql, *arguments)]
 
     async def statuses(self) -> dict[str, str]:
         """What stands on each seat that is not free: state, hold and fence."""
@@ -243,26 +290,6 @@ class Shop:
         """The state alone of each seat that is not free."""
         return {seat_no: value.split(" ")[0] for seat_no, value in (await self.statuses()).items()}
 
-    async def term(self, name: str) -> str:
-        """A field of the sale."""
-        value = await self.stores.redis.execute_command("HGET", (await self.sale()).keys.sale, name)
-        return value.decode() if value is not None else ""
-
-    async def stored(self) -> dict[str, Any]:
-        """Everything of the sale in Redis that a rebuild writes, but for its counters and clocks."""
-        redis: Any = self.stores.redis
-        keys = (await self.sale()).keys
-        content: dict[str, Any] = {}
-        for name in STORED:
-            kind = (await redis.type(getattr(keys, name))).decode()
-            if kind == "hash":
-                content[name] = await redis.hgetall(getattr(keys, name))
-            elif kind == "zset":
-                content[name] = dict(await redis.zrange(getattr(keys, name), 0, -1, withscores=True))
-        for counter in (b"epoch", b"fence", b"map_version", b"now_ms", b"queue_no", b"queue_no_ceiling"):
-            content.get("sale", {}).pop(counter, None)
-        return content
-
     async def reservation(self, hold_id: str) -> tuple[str, str | None]:
         """Status and reason of a reservation's row."""
         row = await self.stores.postgres.fetchrow(
@@ -270,26 +297,6 @@ class Shop:
         )
         assert row is not None
         return row["status"], row["reason"]
-
-    async def payment(self, payment_id: str) -> str:
-        """Status of a payment's row."""
-        status: str = await self.stores.postgres.fetchval(
-            "SELECT status FROM payments WHERE payment_id = $1", payment_id
-        )
-        return status
-
-    async def age(self, payment_id: str) -> None:
-        """Let a payment have stood still for an hour."""
-        await self.stores.postgres.execute(
-            "UPDATE payments SET updated_at = now() - interval '1 hour' WHERE payment_id = $1", payment_id
-        )
-
-    async def set_aside(self, name: str) -> int:
-        """What of somebody's balance is set aside."""
-        amount: int = await self.stores.postgres.fetchval(
-            "SELECT set_aside FROM balances WHERE user_id = $1", await self.person(name)
-        )
-        return amount
 
     async def check(self) -> None:
         """Assert that Redis and Postgres say the same, once everything is drained (I1, I6, I9, I13)."""

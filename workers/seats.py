@@ -1,6 +1,6 @@
-"""Sweeps: holds whose time is over end, a bounded number a pass."""
+"""Sweeps: holds whose time is over end, of seats and of units, a bounded number a pass."""
 
-from engine import seats
+from engine import seats, stock
 from engine.sales import Sale
 from engine.stores.connections import Stores
 from workers import metrics
@@ -14,7 +14,8 @@ async def sweep(stores: Stores, sale: Sale) -> bool:
 
     Nothing depends on when this runs: a lapsed hold counts as free in every script.
     """
-    reply = await seats.expire(stores.gate, sale, most=SWEPT_AT_ONCE)
+    expire = stock.expire if sale.kind == "stock" else seats.expire
+    reply = await expire(stores.gate, sale, most=SWEPT_AT_ONCE)
     if not isinstance(reply, seats.Expired):
         return False
     metrics.EXPIRED.inc(reply.count)

@@ -12,8 +12,8 @@ NOTE_EVERY_S = 30.0
 
 
 async def serve(stores: Stores, sale: Sale) -> bool:
-    """Offer what was freed in a sale that has a waiting list; returns whether more can be done at once."""
-    if not sale.waiting_list:
+    """Offer what was freed in a sale of seats that has a waiting list; returns whether more can be done at once."""
+    if not sale.waiting_list or sale.kind != "seats":
         return False
     served = await waiting_lists.serve(stores, sale)
     metrics.OFFERED.inc(served.offered)

@@ -6,6 +6,7 @@
 -- KEYS
 --   sale            hash    the sale's terms and counters
 --   freed           zset    what the waiting list has
+--   stock_freed     hash    variant_id -> units that the waiting list has
 -- ARGV
 --   epoch
 --   queue_no_ceiling
@@ -18,6 +19,7 @@
 -- A ceiling is written to Postgres before it is written here, so that a counter which is lost can go on from it. Safe to
 -- repeat: it only rises.
 local freed = KEYS[2]
+local stock_freed = KEYS[3]
 local epoch = ARGV[1]
 local queue_no_ceiling = tonumber(ARGV[2])
 
@@ -31,5 +33,5 @@ end
 return {
   "checkpoint", term("version"), term("serving"), term("queue_no"), term("queue_no_ceiling"),
   term("outbox_n") - term("outbox_persisted_n"), term("journal_n") - term("journal_persisted_n"),
-  sale.waiting_list == "1" and 0 or redis.call("ZCARD", freed),
+  sale.waiting_list == "1" and 0 or redis.call("ZCARD", freed) + redis.call("HLEN", stock_freed),
 }

@@ -21,10 +21,13 @@ from engine import (
     reconciliation,
     sales,
     seat_cancellations,
+    seat_copies,
     seats,
 )
-from engine.rebuild import CLEAR, CLOSE, LOAD_SEATS, OPEN, Cleared, Closed, Opened, RebuildFailed, SaleOpen
+from engine.copies import RebuildFailed, SaleOpen
+from engine.rebuild import CLEAR, CLOSE, OPEN, Cleared, Closed, Opened
 from engine.refusals import IdempotencyKeyReused, LimitReached
+from engine.seat_copies import LOAD_SEATS
 from engine.stores import outbox
 from engine.stores.connections import RedisClient, Stores
 from engine.stores.keys import SaleKeys
@@ -608,7 +611,7 @@ async def test_what_was_written_is_counted_before_the_sale_opens(stores: Stores)
     async def disturb() -> None:
         await stores.redis.hdel(keys.prices, "A-1-6")  # type: ignore[misc]
 
-    disturbed = with_redis(stores, StoppedRedis(stores.redis, before=rebuild.COUNT.sha, first=disturb))
+    disturbed = with_redis(stores, StoppedRedis(stores.redis, before=seat_copies.COUNT.sha, first=disturb))
     with pytest.raises(RebuildFailed):
         await rebuild.rebuild(disturbed, shop.sale_id, await shop.own())
     assert await shop.term("state") == "rebuilding"
@@ -664,15 +667,14 @@ def test_every_seat_has_one_keeper_and_everybody_else_has_ended(
     claimed: dict[str, str], paid: list[list[str]], unpaid: list[tuple[list[str], bool]]
 ) -> None:
     live: list[dict[str, Any]] = [
-        {"payment_id": f"p{place}", "reservation_id": f"r{place}", "seat_nos": seat_nos}
-        for place, seat_nos in enumerate(paid)
+        {"payment_id": f"p{place}", "hold_id": f"r{place}", "seat_nos": seat_nos} for place, seat_nos in enumerate(paid)
     ]
     holds: list[dict[str, Any]] = [
-        {"reservation_id": f"u{place}", "seat_nos": seat_nos, "lapsed": lapsed}
+        {"hold_id": f"u{place}", "seat_nos": seat_nos, "lapsed": lapsed}
         for place, (seat_nos, lapsed) in enumerate(unpaid)
     ]
-    verdict = rebuild.decide(claimed, live, holds)
-    seat_nos_of: dict[str, list[str]] = {each["reservation_id"]: each["seat_nos"] for each in [*live, *holds]}
+    verdict = seat_copies.decide(claimed, live, holds)
+    seat_nos_of: dict[str, list[str]] = {each["hold_id"]: each["seat_nos"] for each in [*live, *holds]}
     assert verdict.standing | verdict.endings.keys() == seat_nos_of.keys()
     assert not verdict.standing & verdict.endings.keys()
     kept = [seat_no for standing in verdict.standing for seat_no in seat_nos_of[standing]]
@@ -682,8 +684,8 @@ def test_every_seat_has_one_keeper_and_everybody_else_has_ended(
         each for each, reason in verdict.endings.items() if reason == "LATE_UNFULFILLABLE"
     }
     # Nobody gives way for nothing: whoever ended collides with a claim or with one that came before, or has lapsed.
-    order = [each["reservation_id"] for each in [*live, *holds]]
-    lapsed_ids = {each["reservation_id"] for each in holds if each["lapsed"]}
+    order = [each["hold_id"] for each in [*live, *holds]]
+    lapsed_ids = {each["hold_id"] for each in holds if each["lapsed"]}
     for ended in verdict.endings.keys() - lapsed_ids:
         before = [each for each in order[: order.index(ended)] if each in verdict.standing]
         others = set(claimed).union(*[seat_nos_of[each] for each in before])

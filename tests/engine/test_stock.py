@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from redis.asyncio import RedisCluster
 
-from engine import ids, rebuild, seats, stock
+from engine import copies, ids, rebuild, seats, stock, stock_copies, waiting_lists
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SaleClosed, SlowDown
 from engine.sales import stored_terms
 from engine.stores.connections import RedisClient
@@ -1056,6 +1056,11 @@ async def test_a_restore_is_not_asked_again_in_a_newer_epoch(stall: Stall) -> No
 # --- a sale that cannot answer ----------------------------------------------------------------------------------------
 
 
+async def test_what_is_left_is_told_of_any_variant(stall: Stall) -> None:
+    await stall.held(mug=3)
+    assert await stock.left(stall.gate, stall.sale, ("mug", "cap", "none")) == {"mug": 7, "cap": 10, "none": 0}
+
+
 def every_verb(stall: Stall) -> list[Any]:
     """One call of each function that is a script."""
     of: dict[str, Any] = {"hold_id": "1" * 32, "buyer_id": "2" * 32}
@@ -1072,6 +1077,7 @@ def every_verb(stall: Stall) -> list[Any]:
         stock.abandon(*asked, **fenced, payment_id="3" * 32),
         stock.expire(*asked, most=1),
         stock.overdue(*asked, most=1),
+        stock.left(*asked, ("mug",)),
         stock.restore(*asked, **fenced, buyer_id="2" * 32, reason="USER", goes_next=True, claims=claims),
     ]
 
@@ -1169,11 +1175,11 @@ async def _write(stall: Stall, *, twice: bool) -> None:
     for _ in range(1 + twice):
         assert await rebuild.CLEAR(gate, keys, epoch=2, admitted=0, terms=terms) == rebuild.Cleared()
         stock_rows = ("mug", 1_200, 1, 2, "cap", "-2500", 9, 0)
-        assert await rebuild.LOAD_STOCK(gate, keys, epoch=2, rows=stock_rows) == rebuild.Loaded(2)
+        assert await stock_copies.LOAD_STOCK(gate, keys, epoch=2, rows=stock_rows) == copies.Loaded(2)
         flat = [value for row in rows for value in row]
-        assert await rebuild.LOAD_STOCK_HOLDS(gate, keys, epoch=2, rows=flat) == rebuild.Loaded(4)
+        assert await stock_copies.LOAD_STOCK_HOLDS(gate, keys, epoch=2, rows=flat) == copies.Loaded(4)
         buyer_rows = (buyer("ann"), 3, buyer("bob"), 1)
-        assert await rebuild.LOAD_BUYERS(gate, keys, epoch=2, rows=buyer_rows) == rebuild.Loaded(2)
+        assert await stock_copies.LOAD_BUYERS(gate, keys, epoch=2, rows=buyer_rows) == copies.Loaded(2)
 
 
 @pytest.mark.parametrize("twice", [False, True])
@@ -1181,8 +1187,8 @@ async def test_a_sale_of_stock_is_written_anew(redis_any: RedisClient, *, twice:
     stall = await open_stall(redis_any, {"mug": 10, "cap": 10})
     await _write(stall, twice=twice)
 
-    counted = await rebuild.COUNT_STOCK(stall.gate, stall.sale.keys, epoch=2)
-    assert counted == rebuild.CountedStock(
+    counted = await stock_copies.COUNT_STOCK(stall.gate, stall.sale.keys, epoch=2)
+    assert counted == stock_copies.CountedStock(
         variants=2,
         left=10,
         freed=2,
@@ -1216,21 +1222,44 @@ async def test_a_sale_of_stock_is_written_anew(redis_any: RedisClient, *, twice:
 
 async def test_only_a_sale_that_is_being_rebuilt_is_written(redis_any: RedisClient) -> None:
     stall = await open_stall(redis_any)
-    scripts: tuple[Any, ...] = (rebuild.LOAD_STOCK, rebuild.LOAD_STOCK_HOLDS, rebuild.LOAD_BUYERS)
+    scripts: tuple[Any, ...] = (stock_copies.LOAD_STOCK, stock_copies.LOAD_STOCK_HOLDS, stock_copies.LOAD_BUYERS)
     for script in scripts:
-        assert await script(stall.gate, stall.sale.keys, epoch=1, rows=()) == rebuild.SaleOpen()
+        assert await script(stall.gate, stall.sale.keys, epoch=1, rows=()) == copies.SaleOpen()
         assert await script(stall.gate, stall.sale.keys, epoch=2, rows=()) == StaleEpoch(1)
-    assert await rebuild.COUNT_STOCK(stall.gate, stall.sale.keys, epoch=2) == StaleEpoch(1)
+    assert await stock_copies.COUNT_STOCK(stall.gate, stall.sale.keys, epoch=2) == StaleEpoch(1)
     await stall.redis.execute_command("DEL", stall.sale.keys.sale)
     for script in scripts:
         assert await script(stall.gate, stall.sale.keys, epoch=1, rows=()) == SaleUnknown()
-    assert await rebuild.COUNT_STOCK(stall.gate, stall.sale.keys, epoch=1) == SaleUnknown()
+    assert await stock_copies.COUNT_STOCK(stall.gate, stall.sale.keys, epoch=1) == SaleUnknown()
+
+
+# --- units of a list that is over -------------------------------------------------------------------------------------
+
+
+async def test_freed_units_are_given_to_the_public_and_never_made(redis_any: RedisClient) -> None:
+    stall = await open_stall(redis_any, waiting_list=1)
+    await (await stall.held(mug=4, cap=2)).release()
+    assert (await stall.left(), await stall.freed()) == ({"mug": 6, "cap": 8, "shirt": 10}, {"mug": 4, "cap": 2})
+    gate, keys = stall.gate, stall.sale.keys
+    listed = await waiting_lists.FREED_UNITS(gate, keys, epoch=1, most=1)
+    assert isinstance(listed, waiting_lists.FreedUnits)
+    assert (len(listed.rows), listed.left) == (1, 1)
+    lines = ("mug:3", "cap:9", "shirt:1")
+    assert await waiting_lists.PUBLISH_UNITS(gate, keys, epoch=1, lines=lines) == waiting_lists.PublishedUnits(5)
+    assert (await stall.left(), await stall.freed()) == ({"mug": 9, "cap": 10, "shirt": 10}, {"mug": 1})
+    await stall.check()
+    assert await waiting_lists.PUBLISH_UNITS(gate, keys, epoch=1, lines=lines) == waiting_lists.PublishedUnits(1)
+    assert await waiting_lists.PUBLISH_UNITS(gate, keys, epoch=1, lines=lines) == waiting_lists.PublishedUnits(0)
+    await stall.check()
+    assert await waiting_lists.FREED_UNITS(gate, keys, epoch=1, most=9) == waiting_lists.FreedUnits(0, ())
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.path)
+@pytest.mark.parametrize(
+    "script", [script for script in SCRIPTS if "holds" in script.header.keys], ids=lambda script: script.path
+)
 def test_every_script_declares_the_keys_of_a_hold_in_their_places(script: Script[Any]) -> None:
     places = ("sale", "seats", "holds", "deadlines", "paying", "ended", "buyers", "stock", "stock_freed")
 
@@ -1244,11 +1273,12 @@ def test_what_frees_or_finishes_works_in_a_full_store() -> None:
         *("confirm", "abandon", "release", "expire", "restore"),
     }
     assert {name for name, each in flags.items() if not each} == {"hold"}
+    assert {name for name, each in flags.items() if each == ("no-writes",)} == {"left"}
 
 
 def test_every_answer_that_means_the_same_for_seats_is_the_same_class() -> None:
     own = {kind for kind in vars(stock).values() if isinstance(kind, type) and issubclass(kind, Reply)}
 
     made_here = {kind.__name__ for kind in own if kind.__module__ == stock.__name__}
-    assert made_here == {"Held", "Released", "UnitUnknown", "SoldOut", "AmountTooLarge"}
+    assert made_here == {"Held", "Left", "Released", "UnitUnknown", "SoldOut", "AmountTooLarge"}
     assert title_of(stock.SoldOut) == title_of(seats.SoldOut)

@@ -159,7 +159,7 @@ async def test_every_invariant_of_a_healthy_shop_is_true(shop: World, heard: Pat
     assert report.verdict == "true", describe(report)
     assert list(verdicts(report)) == ["I1", "I2", "I3", "I4", "I5", "I6", "I7", "I9", "I13"]
     looked_at = {check.invariant: check.looked_at for check in report.checks}
-    assert looked_at["I1"] == {"seats": 6, "seats in Redis": 6}
+    assert looked_at["I1"] == {"seats": 6, "variants": 0, "seats in Redis": 6}
     assert looked_at["I2"] == {"confirmations heard": 1}
     assert looked_at["I13"] == {"applied batches": 3, "applied entries": 7}
 
@@ -537,7 +537,7 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
         {"I7"},
         run(
             f"""
-            INSERT INTO restores (reservation_id, sale_id, fence, token_goes_next, created_at)
+            INSERT INTO restores (hold_id, sale_id, fence, token_goes_next, created_at)
             VALUES ('{SOLD}', '{SALE}', 1, false, now() - interval '1 hour')
             """
         ),
@@ -631,7 +631,7 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
     "a buyer's seats are miscounted": (
         {"I9"},
         put(KEYS.buyers, ANN, "3 0 "),
-        f"the seats bought by {ANN}: Redis says 3, Postgres says 2",
+        f"what was bought by {ANN}: Redis says 3, Postgres says 2",
     ),
     "a buyer's holds are miscounted": (
         {"I9"},

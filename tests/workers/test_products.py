@@ -1,17 +1,19 @@
 """A sale of goods has no schedule and no seats: a worker serves it like any other, before anything of it is sold."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
 
-from engine import ids, offers, products, sales, waiting_room
+from engine import ids, offers, products, sales, stock, waiting_room
 from engine.audit import audit
 from engine.products import NewProduct, NewVariant
 from engine.sales import Sale, SaleBook, Terms
 from engine.stores.connections import Stores
+from tests.drops import Drop, open_drop
 from tests.engine.test_rebuild import lose
-from tests.workers.working import shift, until
+from tests.workers.working import owners, shift, until
 
 DROP = ids.derive("a drop")
 
@@ -89,3 +91,57 @@ async def test_terms_of_a_drop_that_only_its_row_has_reach_the_store(stores: Sto
             await sales.edit(connection, sale_id=DROP, changes={"per_buyer_max": 3})
         await until(terms_are_sent)
     assert (await audit(stores.redis, stores.postgres, settle_s=5)).verdict == "true"
+
+
+# Ticks ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_sweeps_lapsed_holds_of_units(stores_any: Stores) -> None:
+    drop = await open_drop(stores_any, hold_s=1)
+    async with shift(stores_any):
+        assert isinstance(await drop.hold(mug=4), stock.Held)
+        assert await drop.left() == {"mug": 6, "cap": 10}
+
+        async def units_are_free() -> bool:
+            return await drop.left() == {"mug": 10, "cap": 10}
+
+        await until(units_are_free)
+    await drop.check()
+
+
+async def test_a_worker_writes_a_lost_drop_from_its_orders(stores: Stores) -> None:
+    drop = await open_drop(stores)
+    await drop.order(status="PAID", mug=2)
+    held = await drop.order(by="bob", cap=3)
+    async with shift(stores):
+        await until(partial(owns, stores, drop))
+        await lose(stores)
+
+        async def stands_again() -> bool:
+            return (await drop.sale()).epoch > 1 and (await drop.sale()).store_state == "open"
+
+        await until(stands_again)
+        assert await drop.left() == {"mug": 8, "cap": 7}
+        assert (await drop.find(held)).state == "HELD"
+    await drop.check()
+
+
+async def test_units_freed_for_a_list_that_is_over_are_the_publics(stores: Stores) -> None:
+    drop = await open_drop(stores)
+    keys = (await drop.sale()).keys
+    await stores.redis.hset(keys.stock, mapping=dict.fromkeys(drop.variant_ids.values(), 7))  # type: ignore[misc]
+    await stores.redis.hset(keys.stock_freed, mapping=dict.fromkeys(drop.variant_ids.values(), 3))  # type: ignore[misc]
+    reply = await sales.checkpoint(stores, await drop.sale())
+    assert isinstance(reply, sales.Checkpoint)
+    assert reply.stranded == 2
+    async with shift(stores):
+
+        async def are_given_back() -> bool:
+            return (await drop.left(), await drop.freed()) == ({"mug": 10, "cap": 10}, {})
+
+        await until(are_given_back)
+    await drop.check()
+
+
+async def owns(stores: Stores, drop: Drop) -> bool:
+    return drop.sale_id in await owners(stores)
