@@ -35,6 +35,7 @@ from engine.stores.queries import Connection
 from engine.stores.scripts import Gate
 
 SQL = queries.load("order_cancellations")
+ORDERS = queries.load("orders")
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +149,7 @@ async def _write(connection: Connection, sale_id: str, given_back: Sequence[Give
         left[variant_id] += quantity
     await SQL.lock_variants.execute(connection, list(left))
     await SQL.add_left.execute(connection, list(left), list(left.values()))
+    await ORDERS.lock_sold_items.fetch(connection, order_ids)
     await SQL.lower_items.execute(connection, order_ids, variant_ids, quantities)
     await SQL.return_user_items.execute(connection, order_ids, variant_ids, quantities)
     await SQL.refund_orders.execute(

@@ -207,6 +207,24 @@ async def test_giving_back_and_selling_never_deadlock(
     assert (await goods.left_in_postgres())["mug"] == EACH - 2 + 1 - 1 - 3 * (len(sold) - 1)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+async def test_lines_that_two_write_are_locked_in_one_order(
+    goods: Goods, monkeypatch: pytest.MonkeyPatch, order: int
+) -> None:
+    monkeypatch.setattr(cancellations, "ATTEMPTS_MAX", 1)
+    mine = await bought(goods, mug=2, cap_s=2, cap_l=2)
+    names = sorted(goods.variants, key=goods.variants.__getitem__)
+    async with goods.stores.postgres.acquire() as connection, connection.transaction():
+        await connection.execute("SELECT FROM order_items WHERE variant_id = $1 FOR UPDATE", goods.variants[names[0]])
+        settling = asyncio.create_task(goods.settle(restored(mine, n=1)))
+        await waiting(goods, 1)
+        wished = dict.fromkeys(names[::order], 1)
+        cancelling = asyncio.create_task(cancel(goods, mine.holding.hold_id, key="k", **wished))
+        await waiting(goods, 2)
+    await settling
+    assert isinstance(await cancelling, Cancellation)
+
+
 async def test_what_comes_back_as_the_last_unit_is_sold_again_is_sold_once(goods: Goods) -> None:
     """Two rivals want what one gives back, of a variant of which Postgres has nothing left."""
     first = await bought(goods, mug=EACH)
