@@ -319,7 +319,7 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
             FROM payments
             """
         ),
-        f"reservation {SOLD} has the payments {STRANGER}, {PAYMENT}",
+        f"hold {SOLD} has the payments {STRANGER}, {PAYMENT}",
     ),
     "a confirmed reservation was not charged": (
         {"I2", "I3", "I6"},
@@ -429,7 +429,7 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
             VALUES ('{STRANGER}', '{SOLD}', '{ANN}', '{{A-1-2}}', 'USER', 50, 50, 'SOURCE', '')
             """
         ),
-        f"cancellation {STRANGER} of reservation {SOLD} promised 50, its refunds are 0, and 1 of its seats are claimed",
+        f"cancellation {STRANGER} of hold {SOLD} promised 50, its refunds are 0, and 1 of its seats are claimed",
     ),
     "a ticket opens a door for a seat that was given back": (
         {"I1", "I2", "I4", "I9"},
