@@ -309,7 +309,7 @@ async def test_no_more_is_given_back_than_was_bought(goods: Goods) -> None:
 async def test_a_variant_that_is_named_twice_is_one_line(goods: Goods) -> None:
     order_id = (await bought(goods, mug=3)).holding.hold_id
     mug = goods.variants["mug"]
-    wish = {"cancellation_id": ids.random_id(), "order_id": order_id}
+    wish: dict[str, Any] = {"cancellation_id": ids.random_id(), "order_id": order_id}
     places = (goods.stores.gate, goods.stores.postgres, goods.book)
     twice = await order_cancellations.cancel(*places, **wish, units=[Units(mug, 1), Units(mug, 1)])
     once = await order_cancellations.cancel(*places, **wish, units=[Units(mug, 2)])
@@ -335,7 +335,7 @@ async def test_a_line_gives_back_what_was_paid_for_it_after_its_discount(goods: 
 @pytest.mark.parametrize("seed", range(6))
 async def test_random_parts_pay_back_what_the_whole_was_quoted(goods: Goods, seed: int) -> None:
     rng = random.Random(seed)
-    units = {name: rng.randint(1, EACH) for name in goods.variants}
+    units: dict[str, Any] = {name: rng.randint(1, EACH) for name in goods.variants}
     request = await bought(goods, **units)
     order_id = request.holding.hold_id
     most = {"mug": MUG, "cap_s": CAP, "cap_l": CAP}
@@ -350,7 +350,7 @@ async def test_random_parts_pay_back_what_the_whole_was_quoted(goods: Goods, see
     while rest:
         at = rng.randint(1, len(rest))
         part, rest = rest[:at], rest[at:]
-        wished = {name: part.count(name) for name in set(part)}
+        wished: dict[str, Any] = {name: part.count(name) for name in set(part)}
         told = await quote(goods, order_id, **wished)
         made += 1
         done = await cancel(goods, order_id, key=str(made), **wished)

@@ -218,7 +218,7 @@ async def test_lines_that_two_write_are_locked_in_one_order(
         await connection.execute("SELECT FROM order_items WHERE variant_id = $1 FOR UPDATE", goods.variants[names[0]])
         settling = asyncio.create_task(goods.settle(restored(mine, n=1)))
         await waiting(goods, 1)
-        wished = dict.fromkeys(names[::order], 1)
+        wished: dict[str, Any] = dict.fromkeys(names[::order], 1)
         cancelling = asyncio.create_task(cancel(goods, mine.holding.hold_id, key="k", **wished))
         await waiting(goods, 2)
     await settling
