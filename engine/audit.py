@@ -609,15 +609,30 @@ def _disproof(line: Heard, row: asyncpg.Record | None) -> str | None:
 
 
 async def _compare_charges(found: _Questions) -> _Case:
-    case = _Case("I3", await found.count("payments", "late_payments", "refunds", "reservations"))
+    case = _Case("I3", await found.count("payments", "late_payments", "refunds", "reservations", "orders"))
     case.accuse_all(
         await found.ask("find_double_charges"),
-        lambda row: f"reservation {row['reservation_id']} has the payments {', '.join(row['payment_ids'])}",
+        lambda row: f"hold {row['hold_id']} has the payments {', '.join(row['payment_ids'])}",
     )
     case.accuse_all(
         await found.ask("find_uneven_charges"),
         lambda row: (
             f"reservation {row['reservation_id']} of {row['amount']} is {row['status']}, {row['charged']} was charged"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_orders"),
+        lambda row: (
+            f"order {row['order_id']} of {row['total_amount']} is {row['status']}: its lines come to {row['price']}, "
+            f"{row['charged'] or 0} was charged, of {row['bought']} units {row['returned']} were given back"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_lines"),
+        lambda row: (
+            f"order {row['order_id']}: of variant {row['variant_id']} {row['sold']} were sold and "
+            f"{row['refunded_quantity']} refunded, {row['cancelled']} were cancelled; its buyer got {row['items']} "
+            f"and returned {row['returned']}"
         ),
     )
     case.accuse_all(
@@ -654,7 +669,7 @@ async def _compare_charges(found: _Questions) -> _Case:
     case.accuse_all(
         await found.ask("find_uneven_cancellations"),
         lambda row: (
-            f"cancellation {row['cancellation_id']} of reservation {row['reservation_id']} promised "
+            f"cancellation {row['cancellation_id']} of hold {row['hold_id']} promised "
             f"{row['refund_amount']}, its refunds are {row['refunds']}, and {row['claims']} of its seats are claimed"
         ),
     )

@@ -312,7 +312,7 @@ async def record_restored(connection: Connection, entries: Sequence[Entry]) -> N
         return
     rows = [
         (row["order_id"], row["variant_id"], counted[row["order_id"]].get(row["variant_id"], 0))
-        for row in await SQL.find_variants_of.fetch(connection, list(counted))
+        for row in await SQL.lock_sold_items.fetch(connection, list(counted))
     ]
     if rows:
         await SQL.keep_counted.execute(connection, *map(list, zip(*rows, strict=True)))

@@ -717,18 +717,29 @@ CREATE TABLE sales_aggregation (
 
 CREATE TABLE cancellations (
   cancellation_id uuid PRIMARY KEY,
-  reservation_id uuid NOT NULL REFERENCES reservations,
+  reservation_id uuid REFERENCES reservations,
+  order_id uuid REFERENCES orders,
   user_id uuid NOT NULL REFERENCES users,
-  seat_nos text[] NOT NULL CHECK (cardinality(seat_nos) > 0),
+  seat_nos text[] NOT NULL DEFAULT '{}',
+  -- Of an order: how many units of each variant.
+  variant_ids uuid[] NOT NULL DEFAULT '{}',
+  quantities bigint[] NOT NULL DEFAULT '{}',
   reason text NOT NULL CHECK (reason IN ('USER', 'ADMIN', 'EVENT_CANCELLED')),
-  -- What was paid for these seats is given back or kept.
+  -- What was paid for these seats or units is given back or kept.
   refund_amount bigint NOT NULL CHECK (refund_amount >= 0),
   kept_amount bigint NOT NULL CHECK (kept_amount >= 0),
   refund_to text NOT NULL CHECK (refund_to IN ('SOURCE', 'BALANCE')),
   fingerprint text NOT NULL,
-  created_at timestamptz NOT NULL DEFAULT now()
+  created_at timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT cancellations_of CHECK (num_nonnulls(reservation_id, order_id) = 1),
+  CONSTRAINT cancellations_seats CHECK ((reservation_id IS NOT NULL) = (cardinality(seat_nos) > 0)),
+  CONSTRAINT cancellations_units CHECK ((order_id IS NOT NULL) = (cardinality(variant_ids) > 0)),
+  CONSTRAINT cancellations_quantities CHECK (
+    cardinality(variant_ids) = cardinality(quantities) AND 0 < ALL (quantities)
+  )
 );
 CREATE INDEX cancellations_reservation ON cancellations (reservation_id, created_at);
+CREATE INDEX cancellations_order ON cancellations (order_id, created_at);
 
 CREATE TABLE refunds (
   refund_id uuid PRIMARY KEY,

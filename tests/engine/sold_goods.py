@@ -43,8 +43,8 @@ class Stand:
         await connection.execute(
             "INSERT INTO orders (order_id, sale_id, user_id, epoch, fence, fingerprint, status, original_amount, "
             "discount_amount, total_amount, user_coupon_id, expires_at, created_at, paid_at) "
-            "VALUES ($1, $2, $3, 1, 1, '', 'PAID', $4::bigint, $5::bigint, $4 - $5, "
-            "CASE WHEN $5 > 0 THEN $1 END, now(), now(), coalesce($6, now()))",
+            "VALUES ($1::uuid, $2, $3, 1, 1, '', 'PAID', $4::bigint, $5::bigint, $4 - $5, "
+            "CASE WHEN $5 > 0 THEN $1::uuid END, now(), now(), coalesce($6, now()))",
             order_id,
             SHOP,
             self.user_id,
