@@ -410,7 +410,10 @@ async def transact(postgres: asyncpg.Pool, work: Callable[[Connection], Awaitabl
 
 
 async def lock(connection: Connection, kind: Kind, hold_ids: Sequence[str]) -> Locked:
-    """Lock balances, payments, then the rows of holds, in the one order; each is read once it is locked."""
+    """Lock balances, payments, then the rows of holds, in the one order; each is read once it is locked.
+
+    What comes before balances in that order, the coupons that these payments used, has its place before them here.
+    """
     balances = {
         row["user_id"]: _Balance(row["amount"], row["version"])
         for row in await SQL.lock_balances.fetch(connection, hold_ids)
@@ -534,6 +537,7 @@ def _divide(money: _Money, given_back: GivenBack, balances: Mapping[str, _Balanc
 
 
 async def _write_money(connection: Connection, money: _Money, balances: Mapping[str, _Balance]) -> None:
+    """Write where the money goes; a payment that `refund_payments` leaves REFUNDED has nothing more to give back."""
     if not money.payments:
         return
     await SQL.refund_payments.execute(connection, list(money.payments), list(money.payments.values()))
