@@ -535,6 +535,7 @@ def _divide(money: _Money, given_back: GivenBack, balances: Mapping[str, _Balanc
 
 
 async def _write_money(connection: Connection, money: _Money, balances: Mapping[str, _Balance]) -> None:
+    """Write where the money goes; a payment that `refund_payments` leaves REFUNDED has nothing more to give back."""
     if not money.payments:
         return
     await SQL.refund_payments.execute(connection, list(money.payments), list(money.payments.values()))

@@ -96,13 +96,14 @@ async def discount(goods: Goods, request: Authorisation, **discounts: int) -> No
         )
     given = sum(discounts.values())
     await postgres.execute(
-        "UPDATE orders SET discount_amount = $2, total_amount = original_amount - $2 WHERE order_id = $1",
+        "UPDATE orders SET discount_amount = $2, total_amount = original_amount - $2, user_coupon_id = order_id "
+        "WHERE order_id = $1",
         order_id,
         given,
     )
     await postgres.execute(
         "UPDATE payments SET discount_amount = $2, final_amount = original_amount - $2, "
-        "balance_amount = original_amount - $2 WHERE payment_id = $1",
+        "balance_amount = original_amount - $2, user_coupon_id = payment_id WHERE payment_id = $1",
         request.payment_id,
         given,
     )
