@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from loadtests import bench_engine, bench_holding, bench_http, bench_imports, bench_maps
+from loadtests import bench_coupons, bench_engine, bench_holding, bench_http, bench_imports, bench_maps
 from loadtests.results import Row, print_table, write
 
 Part = Callable[[], Coroutine[Any, Any, tuple[list[Row], list[str]]]]
@@ -40,6 +40,7 @@ PARTS: dict[str, Part] = {
     "http": bench_http.requests_and_polls,
     "journeys": bench_http.whole_journeys,
     "cards": bench_http.card_journeys,
+    "coupons": bench_coupons.coupons,
     "imports": _imports,
     "maps": bench_maps.maps,
     "holding": _holding,

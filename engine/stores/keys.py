@@ -16,10 +16,10 @@ class SaleKeys:
 
     sale_id: str
 
-    shard: ClassVar[str] = "sale"
+    _shard: ClassVar[str] = "sale"
 
     def _key(self, name: str) -> str:
-        return f"{{{self.shard}:{self.sale_id}}}:{name}"
+        return f"{{{self._shard}:{self.sale_id}}}:{name}"
 
     @cached_property
     def sale(self) -> str:
@@ -224,7 +224,7 @@ class CouponKeys(SaleKeys):
     Of those of a sale it has `sale`, `outbox` and `journal`, which mean the same; the others stay empty.
     """
 
-    shard: ClassVar[str] = "coupon"
+    _shard: ClassVar[str] = "coupon"
 
     @cached_property
     def issued(self) -> str:
