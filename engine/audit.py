@@ -308,6 +308,7 @@ class Books:
     epoch: int
     store_state: str
     serving: int
+    product_changes: int
     applied: dict[str, int]
     seats: Rows
     variants: Rows
@@ -366,6 +367,9 @@ def _why_moving(before: Copy, after: Copy, books: Books) -> str | None:
         behind = int(after.terms.get(f"{stream}_n", "0")) - books.applied.get(stream, 0)
         if behind > 0:
             return f"{behind:,} entries of its {stream} are not applied: is a worker running?"
+    untold = books.product_changes - int(after.terms.get("product_changes", "0"))
+    if untold > 0:
+        return f"{untold:,} changes of its products were not told: is a worker running?"
     return "it keeps changing" if before != after else None
 
 
@@ -406,6 +410,7 @@ async def _read_books(postgres: asyncpg.Pool, sale_id: str) -> Books:
             epoch=progress[0]["epoch"],
             store_state=progress[0]["store_state"],
             serving=progress[0]["serving"],
+            product_changes=progress[0]["product_changes"],
             applied={row["stream"]: row["n"] for row in progress if row["watermark_epoch"] == row["epoch"]},
             seats=await SQL.list_sale_seats.fetch(connection, sale_id),
             variants=await SQL.list_sale_variants.fetch(connection, sale_id),

@@ -591,8 +591,8 @@ LIMIT $1;
 
 -- name: find_progress
 -- Which copy of a sale counts, and how far each of its streams was applied.
-SELECT sales.epoch, sales.store_state, sales.serving, stream_watermarks.stream, stream_watermarks.n,
-  stream_watermarks.epoch AS watermark_epoch
+SELECT sales.epoch, sales.store_state, sales.serving, sales.product_changes, stream_watermarks.stream,
+  stream_watermarks.n, stream_watermarks.epoch AS watermark_epoch
 FROM sales
 LEFT JOIN stream_watermarks USING (sale_id)
 WHERE sales.sale_id = $1;

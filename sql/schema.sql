@@ -137,6 +137,8 @@ CREATE TABLE sales (
   serving bigint NOT NULL DEFAULT 0,
   fingerprint text,
   version bigint NOT NULL DEFAULT 1,
+  -- Counts the changes of its products, each of which Redis is told of.
+  product_changes bigint NOT NULL DEFAULT 0,
   created_at timestamptz NOT NULL DEFAULT now(),
   updated_at timestamptz NOT NULL DEFAULT now(),
   CONSTRAINT sales_hold_max CHECK (hold_max_s >= hold_s)
@@ -281,12 +283,15 @@ CREATE TABLE products (
   -- Of the whole request: a table makes many products under one key.
   fingerprint text NOT NULL,
   version bigint NOT NULL DEFAULT 1,
+  -- Which of all changes of its sale's products was the last of this one.
+  change_no bigint NOT NULL DEFAULT 0,
   created_at timestamptz NOT NULL DEFAULT now(),
   updated_at timestamptz NOT NULL DEFAULT now(),
   -- What a variant refers to, so that it is sold where its product is.
   CONSTRAINT products_sale UNIQUE (product_id, sale_id)
 );
 CREATE INDEX products_newest ON products (created_at DESC, product_id DESC);
+CREATE INDEX products_changes ON products (sale_id, change_no);
 CREATE INDEX products_category ON products (category, created_at DESC, product_id DESC);
 
 -- What is bought: a product in one of its sizes, or in the only one that there is.

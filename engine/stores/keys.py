@@ -154,6 +154,11 @@ class SaleKeys:
         return self._key("stock_freed")
 
     @cached_property
+    def stock_total(self) -> str:
+        """Hash: variant_id -> units there ever were, as far as the store was told: a restock is the difference."""
+        return self._key("stock_total")
+
+    @cached_property
     def restored(self) -> str:
         """Hash: hold_id -> ``n variant_id:quantity,…``: what a forgotten hold has left since its entry ``restored``.
 
