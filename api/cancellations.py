@@ -1,4 +1,4 @@
-"""Cancellations: give back what was bought, see what comes back; operators cancel for others, and call events off."""
+"""Cancellations: give seats back, see what comes back; operators cancel for others, and call events off."""
 
 from typing import Annotated, Literal
 
@@ -12,9 +12,10 @@ from api.operations import Body, Empty, Request, Routes
 from api.pages import Listed, Page, Place, moment_of, page_of, place_of
 from api.problems import Refused, invalid
 from api.reservations import SeatNos
-from engine import accounts, cancellations
-from engine.cancellations import CallOff, Cancellation, CancellationClosed, Quote, Refund
+from engine import accounts, cancellations, seat_cancellations
+from engine.cancellations import Cancellation, CancellationClosed, Refund
 from engine.refusals import IdempotencyKeyReused, NotFound
+from engine.seat_cancellations import CallOff, Quote
 from engine.seats import SEATS_MAX, PaymentRunning, SeatUnknown
 from engine.stores.replies import SaleRebuilding
 
@@ -115,7 +116,7 @@ class CallOffDocument(Document, frozen=True, kw_only=True):
 async def quote(request: Request, reservation_id: str, query: Named) -> Answer:
     """What cancelling these seats now would pay back."""
     house = request.house
-    quoted = await cancellations.quote(
+    quoted = await seat_cancellations.quote(
         house.gate,
         house.postgres,
         house.book,
@@ -165,7 +166,7 @@ async def cancel_for_somebody(request: Request, reservation_id: str, body: NewCa
 
 async def _cancel(request: Request, reservation_id: str, user_id: str | None, body: NewCancellation) -> Answer:
     house = request.house
-    cancelled = await cancellations.cancel(
+    cancelled = await seat_cancellations.cancel(
         house.gate,
         house.postgres,
         house.book,
@@ -177,7 +178,7 @@ async def _cancel(request: Request, reservation_id: str, user_id: str | None, bo
     )
     if not isinstance(cancelled, Cancellation):
         raise Refused(cancelled)
-    return answer(_cancellation(cancelled, house.currency), 201, repeated=cancelled.repeated)
+    return answer(_cancellation(cancelled, reservation_id, house.currency), 201, repeated=cancelled.repeated)
 
 
 @routes.add("GET", "/v1/refunds/{refund_id}", {200: RefundDocument}, caller=USER)
@@ -186,7 +187,7 @@ async def find_refund(request: Request, refund_id: str) -> Answer:
     refund = await cancellations.find_refund(request.house.postgres, refund_id, request.caller_id)
     if refund is None:
         raise Refused(NotFound())
-    return answer(_refund(refund, request.house.currency))
+    return answer(refund_document(refund, request.house.currency))
 
 
 @routes.add("GET", "/v1/refunds", {200: Listed[RefundDocument]}, caller=USER)
@@ -200,7 +201,7 @@ async def list_refunds(request: Request, query: Page) -> Answer:
         **({"before": before} if before else {}),
     )
     places = [place_of(refund.created_at, refund.refund_id) for refund in found]
-    return answer(page_of([_refund(refund, request.house.currency) for refund in found], places, query))
+    return answer(page_of([refund_document(refund, request.house.currency) for refund in found], places, query))
 
 
 # Operators ------------------------------------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ async def list_refunds(request: Request, query: Page) -> Answer:
 )
 async def call_off(request: Request, schedule_id: str, body: Empty) -> Answer:  # noqa: ARG001 - it says nothing
     """The event is off: its sale closes now, and everybody is refunded in full, a few at a time."""
-    called_off = await cancellations.call_off(request.house.stores, request.house.book, schedule_id=schedule_id)
+    called_off = await seat_cancellations.call_off(request.house.stores, request.house.book, schedule_id=schedule_id)
     if not isinstance(called_off, CallOff):
         raise Refused(called_off)
     return answer(
@@ -236,7 +237,7 @@ async def call_off(request: Request, schedule_id: str, body: Empty) -> Answer:  
 )
 async def find_call_off(request: Request, schedule_id: str) -> Answer:
     """How far an event that is off has come."""
-    called_off = await cancellations.find_call_off(request.house.postgres, schedule_id)
+    called_off = await seat_cancellations.find_call_off(request.house.postgres, schedule_id)
     if called_off is None:
         raise Refused(NotFound())
     return answer(_call_off(called_off))
@@ -245,11 +246,11 @@ async def find_call_off(request: Request, schedule_id: str) -> Answer:
 # Documents ------------------------------------------------------------------------------------------------------------
 
 
-def _cancellation(cancelled: Cancellation, currency: str) -> CancellationDocument:
-    refunds = [_refund(refund, currency) for refund in cancelled.refunds]
+def _cancellation(cancelled: Cancellation, reservation_id: str, currency: str) -> CancellationDocument:
+    refunds = [refund_document(refund, currency) for refund in cancelled.refunds]
     return CancellationDocument(
         cancellation_id=cancelled.cancellation_id,
-        reservation_id=cancelled.reservation_id,
+        reservation_id=reservation_id,
         seats=list(cancelled.seat_nos),
         reason=cancelled.reason,
         amount=cancelled.refund_amount,
@@ -261,7 +262,8 @@ def _cancellation(cancelled: Cancellation, currency: str) -> CancellationDocumen
     )
 
 
-def _refund(refund: Refund, currency: str) -> RefundDocument:
+def refund_document(refund: Refund, currency: str) -> RefundDocument:
+    """A refund as its buyer is told of it."""
     return RefundDocument(
         refund_id=refund.refund_id,
         payment_id=refund.payment_id,

@@ -25,6 +25,7 @@ from engine.rooms import REFRESH_EVERY_S, Rooms
 from engine.sales import SaleBook
 from engine.seat_maps import Maps
 from engine.settings import Settings
+from engine.statistics import Charts
 from engine.stores.connections import Stores, open_stores
 from engine.stores.scripts import Gate
 from engine.stripe_gateway import open_gateway
@@ -60,6 +61,7 @@ class House:
     events: Events
     passes: PassDesk
     ticket_codes: tickets.Codes
+    charts: Charts
     cards: Cards | None = None
     in_flight: int = 0
 
@@ -118,6 +120,7 @@ async def open_house(settings: Settings) -> AsyncIterator[House]:
             events=Events(stores.gate, book, maps, rooms, most=settings.listeners_max),
             passes=PassDesk(passes),
             ticket_codes=tickets.Codes(await tickets.find_key(postgres)),
+            charts=Charts(postgres),
             cards=cards,
         )
         await refresh_people(house)

@@ -15,7 +15,8 @@ from api.problems import NotSignedIn, OtherSize, Refused, Shortage, UnitsSoldOut
 from api.reservations import RunningPayment
 from api.shards import in_shard
 from api.waiting_room import QUEUE_TOKEN, place_in_line
-from engine import carts, ids, orders, stock
+from engine import carts, ids, order_cancellations, orders, stock
+from engine.cancellations import Cancellation, CancellationClosed
 from engine.carts import QUANTITY_MAX, CartEmpty, Checkout, MixedSales
 from engine.orders import Item, Order
 from engine.products import VariantLabel
@@ -293,10 +294,10 @@ async def release(request: Request, order_id: str, body: GivenBack) -> Answer:
     "/v1/orders/{order_id}",
     {200: OrderDocument},
     caller=USER,
-    refusals=(PaymentRunning, SaleRebuilding),
+    refusals=(PaymentRunning, CancellationClosed, SaleRebuilding),
 )
 async def give_up(request: Request, order_id: str) -> Answer:
-    """Give all units back. Harmless to repeat."""
+    """Give all units back; what is paid is refunded by the sale's policy. Harmless to repeat."""
     release_id = ids.derive(request.caller_id, request.method, request.path)
     released = await _release(request, order_id, release_id, ())
     if isinstance(released, stock.Released):
@@ -304,6 +305,19 @@ async def give_up(request: Request, order_id: str) -> Answer:
     if isinstance(released, HoldEnded | NotFound | PaymentRunning):
         # Redis forgets and Postgres does not: the row says whether it was bought, given up, or never there.
         found = await _find(request, order_id)
+        if found.status in {"PAID", "PARTIALLY_REFUNDED"}:
+            house = request.house
+            cancelled = await order_cancellations.cancel(
+                house.gate,
+                house.postgres,
+                house.book,
+                cancellation_id=release_id,
+                order_id=order_id,
+                user_id=request.caller_id,
+            )
+            if not isinstance(cancelled, Cancellation) and cancelled != CancellationClosed(reason="ENDED"):
+                raise Refused(cancelled)
+            return await _answer(request, order_id)
         if found.status in {"EXPIRED", "CANCELLED", "REFUNDED"}:
             return answer(_document(found, request.house.currency), version=found.version)
         released = PaymentRunning(payment_id=found.payment_id or "")

@@ -195,7 +195,7 @@ async def create_products(request: Request, query: ImportQuery, body: NewProduct
     found, repeated = made
     if not await rebuild.ensure_open(house.stores, found[0].sale_id):
         raise Refused(BUSY)
-    await house.book.read(found[0].sale_id)
+    await _tell(request, found[0].sale_id)
     if isinstance(body, Table):
         items = [NamedProductMade(name=product.name, **_made(product)) for product in found]
         return answer(ProductsMade(items=items), 201, repeated=repeated)
@@ -260,6 +260,7 @@ async def edit_product(request: Request, product_id: str, body: EditedProduct) -
     )
     if not isinstance(edited, Product):
         raise Refused(edited)
+    await _tell(request, edited.sale_id)
     return answer(_operators_product(edited), version=edited.version)
 
 
@@ -284,7 +285,15 @@ async def restock(request: Request, variant_id: str, body: NewRestock) -> Answer
     if not isinstance(restocked, tuple):
         raise Refused(restocked)
     variant, repeated = restocked
+    await _tell(request, variant.sale_id)
     return answer(_restocked(restock_id, variant), 201, repeated=repeated)
+
+
+async def _tell(request: Request, sale_id: str) -> None:
+    """Tell the store of what changed before the operator hears that it did: whoever orders next sees it."""
+    sale = await request.house.book.read(sale_id)
+    assert sale is not None  # noqa: S101 - sales are never deleted
+    await products.tell(request.house.gate, request.house.postgres, sale)
 
 
 # Documents ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from api.pages import Listed, Page, Place, moment_of, page_of, place_of
 from api.problems import Refused
 from api.shards import in_shard
 from api.waiting_room import QUEUE_TOKEN, place_in_line
-from engine import cancellations, ids, reservations, seats, wishes
+from engine import ids, reservations, seat_cancellations, seats, wishes
 from engine.cancellations import Cancellation, CancellationClosed
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SaleClosed, SlowDown
 from engine.reservations import Reservation
@@ -366,7 +366,7 @@ async def give_up(request: Request, reservation_id: str) -> Answer:
         found = await _find(request, reservation_id)
         if found.status == "CONFIRMED":
             house = request.house
-            cancelled = await cancellations.cancel(
+            cancelled = await seat_cancellations.cancel(
                 house.gate,
                 house.postgres,
                 house.book,

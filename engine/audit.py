@@ -92,6 +92,14 @@ class Heard(Protocol):
     def user_coupon_id(self) -> str | None:
         """The coupon that was issued; `sale_id` says of which source."""
 
+    @property
+    def order_id(self) -> str | None:
+        """The order of goods that was bought."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What was bought: of each variant `variant_id:quantity`."""
+
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One invariant: whether it holds, what was looked at, what breaks it, what kept it from being proved."""
@@ -308,6 +316,7 @@ class Books:
     epoch: int
     store_state: str
     serving: int
+    product_changes: int
     applied: dict[str, int]
     seats: Rows
     variants: Rows
@@ -366,6 +375,9 @@ def _why_moving(before: Copy, after: Copy, books: Books) -> str | None:
         behind = int(after.terms.get(f"{stream}_n", "0")) - books.applied.get(stream, 0)
         if behind > 0:
             return f"{behind:,} entries of its {stream} are not applied: is a worker running?"
+    untold = books.product_changes - int(after.terms.get("product_changes", "0"))
+    if untold > 0:
+        return f"{untold:,} changes of its products were not told: is a worker running?"
     return "it keeps changing" if before != after else None
 
 
@@ -406,6 +418,7 @@ async def _read_books(postgres: asyncpg.Pool, sale_id: str) -> Books:
             epoch=progress[0]["epoch"],
             store_state=progress[0]["store_state"],
             serving=progress[0]["serving"],
+            product_changes=progress[0]["product_changes"],
             applied={row["stream"]: row["n"] for row in progress if row["watermark_epoch"] == row["epoch"]},
             seats=await SQL.list_sale_seats.fetch(connection, sale_id),
             variants=await SQL.list_sale_variants.fetch(connection, sale_id),
@@ -532,8 +545,9 @@ def _miscounted_seats(hall: Hall) -> Iterator[str]:
 
 
 async def _believe(postgres: asyncpg.Pool, heard: Sequence[Heard]) -> _Case:
-    confirmed = [line for line in heard if line.event == "confirmed"]
-    case = _Case("I2", {"confirmations heard": len(confirmed)})
+    told = [line for line in heard if line.event == "confirmed"]
+    case = _Case("I2", {"confirmations heard": len(told)})
+    confirmed = [line for line in told if line.order_id is None]
     owners: dict[tuple[str, str], str] = {}
     for chunk in _in_chunks(confirmed, 1000):
         rows = {
@@ -548,9 +562,32 @@ async def _believe(postgres: asyncpg.Pool, heard: Sequence[Heard]) -> _Case:
                     case.accuse(f"seat {seat_no} was confirmed to both {owner} and {line.reservation_id}")
             if complaint := _disproof(line, row):
                 case.accuse(f"payment {line.payment_id} was heard as confirmed: {complaint}")
+    await _believe_orders(postgres, case, [line for line in told if line.order_id is not None])
     await _believe_doors(postgres, case, [line for line in heard if line.event == "redeemed"])
     await _believe_issues(postgres, case, [line for line in heard if line.event == "issued"])
     return case
+
+
+async def _believe_orders(postgres: asyncpg.Pool, case: _Case, bought: Sequence[Heard]) -> None:
+    """Hold the book to what buyers of goods were told: each order is theirs, and no unit was sold twice."""
+    units: Counter[str] = Counter()
+    for chunk in _in_chunks(bought, 1000):
+        payment_ids = [line.payment_id for line in chunk]
+        rows = {row["payment_id"]: row for row in await SQL.find_heard_orders.fetch(postgres, payment_ids)}
+        for line in chunk:
+            for each in line.lines:
+                variant_id, _, quantity = each.rpartition(":")
+                units[variant_id] += int(quantity)
+            if complaint := _disproof_of_order(line, rows.get(line.payment_id or "")):
+                case.accuse(f"payment {line.payment_id} was heard as confirmed: {complaint}")
+    for row in await SQL.find_heard_variants.fetch(postgres, list(units)):
+        if units[row["variant_id"]] > row["units"]:
+            case.accuse(
+                f"{units[row['variant_id']]} units of variant {row['variant_id']} were confirmed, and there were no "
+                f"more than {row['units']} to sell"
+            )
+    if bought:
+        case.looked_at["of goods"] = len(bought)
 
 
 async def _believe_doors(postgres: asyncpg.Pool, case: _Case, redeemed: Sequence[Heard]) -> None:
@@ -608,16 +645,48 @@ def _disproof(line: Heard, row: asyncpg.Record | None) -> str | None:
     return None
 
 
+def _disproof_of_order(line: Heard, row: asyncpg.Record | None) -> str | None:
+    if row is None:
+        return "it is not in Postgres"
+    if row["status"] not in ("SUCCESS", "PARTIALLY_REFUNDED", "REFUNDED"):
+        return f"it is {row['status']}"
+    for name in ("user_id", "sale_id", "order_id"):
+        if row[name] != getattr(line, name):
+            return f"its {name} is {row[name]}, not {getattr(line, name)}"
+    if row["final_amount"] != line.amount:
+        return f"its amount is {row['final_amount']}, not {line.amount}"
+    if not row["was_paid"]:
+        return f"its order is {row['order_status']} and never was paid"
+    if set(row["lines"]) != set(line.lines):
+        return f"its lines are {', '.join(sorted(row['lines']))}, not {', '.join(sorted(line.lines))}"
+    return None
+
+
 async def _compare_charges(found: _Questions) -> _Case:
-    case = _Case("I3", await found.count("payments", "late_payments", "refunds", "reservations"))
+    case = _Case("I3", await found.count("payments", "late_payments", "refunds", "reservations", "orders"))
     case.accuse_all(
         await found.ask("find_double_charges"),
-        lambda row: f"reservation {row['reservation_id']} has the payments {', '.join(row['payment_ids'])}",
+        lambda row: f"hold {row['hold_id']} has the payments {', '.join(row['payment_ids'])}",
     )
     case.accuse_all(
         await found.ask("find_uneven_charges"),
         lambda row: (
             f"reservation {row['reservation_id']} of {row['amount']} is {row['status']}, {row['charged']} was charged"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_orders"),
+        lambda row: (
+            f"order {row['order_id']} of {row['total_amount']} is {row['status']}: its lines come to {row['price']}, "
+            f"{row['charged'] or 0} was charged, of {row['bought']} units {row['returned']} were given back"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_lines"),
+        lambda row: (
+            f"order {row['order_id']}: of variant {row['variant_id']} {row['sold']} were sold and "
+            f"{row['refunded_quantity']} refunded, {row['cancelled']} were cancelled; its buyer got {row['items']} "
+            f"and returned {row['returned']}"
         ),
     )
     case.accuse_all(
@@ -654,7 +723,7 @@ async def _compare_charges(found: _Questions) -> _Case:
     case.accuse_all(
         await found.ask("find_uneven_cancellations"),
         lambda row: (
-            f"cancellation {row['cancellation_id']} of reservation {row['reservation_id']} promised "
+            f"cancellation {row['cancellation_id']} of hold {row['hold_id']} promised "
             f"{row['refund_amount']}, its refunds are {row['refunds']}, and {row['claims']} of its seats are claimed"
         ),
     )
@@ -690,7 +759,7 @@ async def _find_repeats(found: _Questions, heard: Sequence[Heard]) -> _Case:
             if let_in != (line.user_id, line.key):
                 case.accuse(f"ticket {line.ticket_no} was redeemed by both key {let_in[1]} and key {line.key}")
         effect = {
-            "held": line.reservation_id,
+            "held": line.order_id or line.reservation_id,
             "redeemed": str(line.ticket_no),
             "issued": line.user_coupon_id or "",
         }.get(line.event, line.payment_id or "")

@@ -53,6 +53,11 @@ async def lock_of(connection: Connection, payment_ids: Sequence[str]) -> None:
     await SQL.lock_coupons_of_payments.fetch(connection, payment_ids)
 
 
+async def lock_of_holds(connection: Connection, hold_ids: Sequence[str]) -> None:
+    """Lock the coupons that any payment of these holds names, before anything else of them."""
+    await SQL.lock_coupons_of_holds.fetch(connection, hold_ids)
+
+
 async def reserve(connection: Connection, payments: Mapping[str, str]) -> None:
     """Reserve coupons, each for the payment that named it."""
     if payments:

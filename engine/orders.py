@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, cast
 import asyncpg
 import msgspec
 
-from engine import carts, coupons, stock
+from engine import carts, coupons, statistics, stock
 from engine.holdings import Beside, Lines, Sold, Standing
 from engine.moments import LAST_ID, LATEST, moment
 from engine.products import Labels
@@ -284,6 +284,7 @@ async def sell(connection: Connection, sale: Sale, sold: Sequence[Sold]) -> None
     await SQL.sell_units.execute(connection, order_ids, [each.user_id for each in sold])
     await _share_discounts(connection, {each.hold_id: each.discount for each in sold if each.discount > 0})
     await SQL.pay_orders.execute(connection, order_ids, [each.payment_id for each in sold])
+    await statistics.count_sold(connection, order_ids)
 
 
 async def _share_discounts(connection: Connection, discounts: Mapping[str, int]) -> None:
@@ -311,7 +312,7 @@ async def record_restored(connection: Connection, entries: Sequence[Entry]) -> N
         return
     rows = [
         (row["order_id"], row["variant_id"], counted[row["order_id"]].get(row["variant_id"], 0))
-        for row in await SQL.find_variants_of.fetch(connection, list(counted))
+        for row in await SQL.lock_sold_items.fetch(connection, list(counted))
     ]
     if rows:
         await SQL.keep_counted.execute(connection, *map(list, zip(*rows, strict=True)))

@@ -3,6 +3,11 @@
 A product belongs to a sale of kind `stock`: the standing one, which opens with the first product that names no sale,
 or a drop. What is left of a variant is `quantity`, all that there ever was is `initial_quantity`; a restock adds to
 both.
+
+Redis is told of every change. Changes of a sale's products are numbered under the lock of its row, and a product says
+which was its last, so what a copy has not heard is what was changed after the last number that it knows. It is told in
+that order, in parts of whole products, each of which moves the number on. A process that dies in between leaves a copy
+that is behind, which the sale's owner sees.
 """
 
 import asyncio
@@ -16,10 +21,13 @@ import msgspec
 
 from engine import ids, sales
 from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
-from engine.sales import StaleVersion, Terms
+from engine.sales import Sale, StaleVersion, Terms
 from engine.stores import queries
 from engine.stores.coalesce import Coalescer
+from engine.stores.keys import SaleKeys
 from engine.stores.queries import Connection
+from engine.stores.replies import Reply, Unavailable
+from engine.stores.scripts import Gate, Script
 
 PRICE_MAX: Final = 10**12
 # Units of a variant at first, and of one restock.
@@ -40,6 +48,9 @@ SHOWN: Final[tuple[Status, ...]] = ("ON_SALE", "STOPPED")
 # What a variant is called stands this long in a process before it is read again.
 _FRESH_S: Final = 5.0
 _LABELS_KEPT_MAX: Final = 100_000
+
+# Variants in one call: a few milliseconds of the store's time.
+TOLD_AT_ONCE: Final = 500
 
 SQL = queries.load("products")
 
@@ -124,15 +135,16 @@ async def create(
     """Make these products in a sale, the standing one unless another is named, all of them or none.
 
     Answers them as they now stand, and whether an earlier request made them. `key_id` is what the request's key makes;
-    the id of each product follows from it. The sale may be not yet open: it is written to Redis next.
+    the id of each product follows from it. The sale may be not yet open: it is written to Redis next, or told.
     """
     product_ids = [ids.derive("product", key_id, str(number)) for number in range(len(listed))]
     if await find(postgres, product_ids[0]) is None:
-        if sale_id is not None and await SQL.find_kind.fetchval(postgres, sale_id) != "stock":
-            return NotFound()
         async with postgres.acquire() as connection, connection.transaction():
             if sale_id is None:
                 await sales.create(connection, sale_id=SHOP, kind="stock", terms=Terms(name="shop"))
+            # Before the first row that refers to it: a lock is never raised while others wait for it.
+            if await SQL.lock_sale.fetchval(connection, sale_id or SHOP) != "stock":
+                return NotFound()
             added = await _add(connection, sale_id or SHOP, product_ids, listed, fingerprint)
     else:
         added = False
@@ -163,6 +175,7 @@ async def _add(
         for number, variant in enumerate(product.variants, start=1)
     ]
     await SQL.add_variants.execute(connection, sale_id, *map(list, zip(*variants, strict=True)))
+    await SQL.number_changes.execute(connection, sale_id, product_ids)
     return True
 
 
@@ -219,6 +232,7 @@ async def edit(
             return LimitReached(VALUE_MAX, edited.value)
         said = [getattr(edited, field) for field in Label.__struct_fields__]
         await SQL.edit_product.execute(connection, product_id, *said)
+        await SQL.number_changes.execute(connection, product.sale_id, [product_id])
     return await find(postgres, product_id) or NotFound()
 
 
@@ -240,6 +254,7 @@ async def restock(
                 return LimitReached(VALUE_MAX, value)
             await SQL.add_restock.execute(connection, restock_id, variant_id, quantity, fingerprint, api_key_id)
             await SQL.restock.execute(connection, variant_id, quantity)
+            await SQL.number_changes.execute(connection, product.sale_id, [product.product_id])
         elif earlier != fingerprint:
             return IdempotencyKeyReused()
         standing = await SQL.find_variant.fetchrow(connection, variant_id)
@@ -252,6 +267,41 @@ async def _lock(connection: Connection, product_id: str) -> Product | None:
     await SQL.lock_product.execute(connection, product_id)
     # In a statement of its own, which sees what the one before it may have waited for.
     return await find(connection, product_id)
+
+
+# In Redis -------------------------------------------------------------------------------------------------------------
+
+
+class Told(Reply, frozen=True):
+    """The store has heard of every change up to this one."""
+
+    change_no: int
+
+
+TELL = Script("products/tell", SaleKeys, Told | Unavailable)
+
+
+async def tell(gate: Gate, postgres: asyncpg.Pool, sale: Sale) -> Told | Unavailable:
+    """Tell the store whatever changed of a sale's products since it last heard.
+
+    Safe to call at any time by any number of processes: what has been told is not told again, and a part that comes
+    late changes nothing.
+    """
+    told = await sales.ask(gate, sale, TELL, after=0, change_no=0, rows=())
+    while isinstance(told, Told):
+        changed = await SQL.list_changed.fetch(postgres, sale.sale_id, told.change_no, TOLD_AT_ONCE)
+        if not changed:
+            break
+        rows = [value for row in changed for value in (row["variant_id"], told_price(row), row["initial_quantity"])]
+        told = await sales.ask(
+            gate, sale, TELL, after=told.change_no, change_no=changed[-1]["change_no"], rows=tuple(rows)
+        )
+    return told
+
+
+def told_price(row: Mapping[str, Any] | asyncpg.Record) -> str:
+    """What a unit costs, as the store keeps it: after a `-` where it is not on sale."""
+    return str(row["price"]) if row["status"] == "ON_SALE" else f"-{row['price']}"
 
 
 # What variants are called ---------------------------------------------------------------------------------------------

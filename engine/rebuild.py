@@ -218,6 +218,7 @@ async def _write(stores: Stores, copy: Copy, contents: Contents) -> None:
     terms: tuple[Argument, ...] = (
         *sales.stored_terms(sale),
         *("version", sale.version),
+        *("product_changes", sale.product_changes),
         *("repeat_window_ms", stores.settings.repeat_window_s * 1000),
         *("backlog_max", stores.settings.backlog_max),
         *("queue_no", copy.queue_no),

@@ -81,6 +81,8 @@ class Sale(Terms, frozen=True, kw_only=True):
     store_state: str = "open"
     fingerprint: str | None = None
     version: int = 1
+    # Counts the changes of its products: what the store must have been told of.
+    product_changes: int = 0
     # Somebody waits for seats that come back.
     waiting_list: bool = False
     # The last checkpoint of the line, and the numbers that it is allowed.
@@ -117,7 +119,8 @@ class Configured(Reply, frozen=True):
 class Checkpoint(Reply, frozen=True):
     """Where the line of a sale stands, which version of its terms the store has, and how far Postgres is behind it.
 
-    `stranded` seats, or variants some of whose units, were freed for a waiting list that is over.
+    `stranded` seats, or variants some of whose units, were freed for a waiting list that is over. `product_changes` is
+    the last change of its products that the store was told of.
     """
 
     version: int
@@ -127,6 +130,7 @@ class Checkpoint(Reply, frozen=True):
     outbox_behind: int
     journal_behind: int
     stranded: int
+    product_changes: int
 
 
 CHECKPOINT = Script("sales/checkpoint", SaleKeys, Checkpoint | SaleUnknown | StaleEpoch | SaleRebuilding)
@@ -209,7 +213,7 @@ class SaleBook:
             if known is None:
                 self._by_prefix.setdefault(sale.sale_id[:SALE_PREFIX], []).append(sale.sale_id)
             # Two reads may be under way at once, and the older may end last.
-            if known is None or (known.epoch, known.version) <= (sale.epoch, sale.version):
+            if known is None or _age(known) <= _age(sale):
                 self._sales[sale.sale_id] = sale
             if sale.schedule_id:
                 self._by_schedule[sale.schedule_id] = sale.sale_id
@@ -320,6 +324,11 @@ def stored_terms(sale: Sale) -> tuple[Argument, ...]:
 def milliseconds(moment: datetime | None) -> int:
     """A moment as Redis keeps it; 0 when there is none."""
     return round(moment.timestamp() * 1000) if moment else 0
+
+
+def _age(sale: Sale) -> tuple[int, int, int]:
+    """What of a row only rises: of two readings the later one has more."""
+    return sale.epoch, sale.version, sale.product_changes
 
 
 def _columns(terms: Terms) -> tuple[object, ...]:

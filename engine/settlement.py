@@ -65,8 +65,14 @@ def handler(sale: Sale) -> Handler:
     """What is done with the outbox of a sale."""
 
     async def apply(connection: Connection, entries: Sequence[Entry]) -> None:
-        for part in cut(entries):
+        parts = cut(entries)
+        if len(parts) > 1:
+            # All of it in the one order, before the first part writes.
+            await _lock(connection, sale, _facts_of(entries))
+        for part in parts:
             await settle(connection, sale, part)
+        # Last, because the lines that it writes come last in that order.
+        await wares.of(sale).rows.record_restored(connection, entries)
 
     return Handler(apply=apply, bury=bury)
 
@@ -92,16 +98,10 @@ async def settle(connection: Connection, sale: Sale, entries: Sequence[Entry]) -
     Raises Divergence for a sale whose payment or row Postgres never had (Redis then tells another history),
     and BadEntry.
     """
-    keeper = wares.of(sale).rows
-    await keeper.record_restored(connection, entries)
-    facts = [entry for entry in entries if entry.kind in {"confirmed", "abandoned"}]
+    facts = _facts_of(entries)
     if not facts:
         return
-    await discounts.lock_of(connection, [fact.id("payment_id") for fact in facts])
-    balances = await _lock_balances(connection, facts)
-    payments = await _lock_payments(connection, facts)
-    rows = await keeper.lock(connection, [fact.id("hold_id") for fact in facts])
-    claims = await keeper.read_claims(connection, sale, rows)
+    balances, payments, rows, claims = await _lock(connection, sale, facts)
 
     verdict = _Verdict()
     for entry in facts:
@@ -121,6 +121,22 @@ async def settle(connection: Connection, sale: Sale, entries: Sequence[Entry]) -
 
 
 # Read -----------------------------------------------------------------------------------------------------------------
+
+
+def _facts_of(entries: Sequence[Entry]) -> list[Entry]:
+    return [entry for entry in entries if entry.kind in {"confirmed", "abandoned"}]
+
+
+async def _lock(
+    connection: Connection, sale: Sale, facts: Sequence[Entry]
+) -> tuple[dict[str, _Balance], dict[str, _Payment], dict[str, Standing], Claims]:
+    """Lock coupons, balances, payments, rows and what they ask for, in the one order; each is then read."""
+    keeper = wares.of(sale).rows
+    await discounts.lock_of(connection, [fact.id("payment_id") for fact in facts])
+    balances = await _lock_balances(connection, facts)
+    payments = await _lock_payments(connection, facts)
+    rows = await keeper.lock(connection, [fact.id("hold_id") for fact in facts])
+    return balances, payments, rows, await keeper.read_claims(connection, sale, rows)
 
 
 async def _lock_balances(connection: Connection, facts: Sequence[Entry]) -> dict[str, _Balance]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import asyncpg
 import msgspec
 
-from engine import copies, orders
+from engine import copies, orders, products
 from engine.copies import Loaded, LoadedAnswer, Row, Verdict
 from engine.sales import Sale
 from engine.stores import queries
@@ -130,8 +130,8 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
         of_state = Counter(hold["state"] for hold in self.holds)
         return CountedStock(
             variants=len(stock),
-            left=sum(left for _variant_id, _price, left, _freed in stock),
-            freed=sum(freed for _variant_id, _price, _left, freed in stock),
+            left=sum(left for _variant_id, _price, left, _freed, _total in stock),
+            freed=sum(freed for _variant_id, _price, _left, freed, _total in stock),
             running=running.total(),
             holds=of_state.total(),
             held_holds=of_state["HELD"],
@@ -159,12 +159,11 @@ async def _load(
         copies.expect(await script(gate, sale.keys, epoch=sale.epoch, rows=flat), Loaded)
 
 
-def _stock_values(row: Row, running: int, given_up: int) -> tuple[str, str, int, int]:
+def _stock_values(row: Row, running: int, given_up: int) -> tuple[str, str, int, int, int]:
     """One row of lua/sales/load_stock.lua."""
     left = max(0, row["units"] - running)
     freed = min(left, given_up)
-    price = str(row["price"]) if row["status"] == "ON_SALE" else f"-{row['price']}"
-    return row["variant_id"], price, left - freed, freed
+    return row["variant_id"], products.told_price(row), left - freed, freed, row["initial_quantity"]
 
 
 def _hold_values(row: Row) -> tuple[Argument, ...]:

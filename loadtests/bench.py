@@ -9,7 +9,16 @@ from typing import Any
 
 import uvloop
 
-from loadtests import bench_engine, bench_goods, bench_holding, bench_http, bench_imports, bench_maps, bench_slots
+from loadtests import (
+    bench_coupons,
+    bench_engine,
+    bench_goods,
+    bench_holding,
+    bench_http,
+    bench_imports,
+    bench_maps,
+    bench_slots,
+)
 from loadtests.results import Row, print_table, write
 
 Part = Callable[[], Coroutine[Any, Any, tuple[list[Row], list[str]]]]
@@ -42,9 +51,9 @@ PARTS: dict[str, Part] = {
     "cards": bench_http.card_journeys,
     "hot": bench_goods.hot_unit,
     "slots": bench_slots.slots,
-    "coupons": bench_goods.coupons,
     "orders": bench_goods.paid_orders,
     "drain": bench_goods.drained_orders,
+    "coupons": bench_coupons.coupons,
     "imports": _imports,
     "maps": bench_maps.maps,
     "holding": _holding,

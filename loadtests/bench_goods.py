@@ -1,4 +1,4 @@
-"""Goods and coupons: orders of one hot unit and issues of coupons against their ceilings, orders paid to the commit.
+"""Goods: orders of one hot unit against their ceilings, orders paid to the commit, and the writer alone.
 
 Two API processes stand on both sides of each ratio. What was answered is counted in Postgres after every run.
 """
@@ -47,8 +47,6 @@ ROW_REQUESTS = 1_500
 # Longer than any run: what is held stays held.
 HOLD_S = 3600
 CALLERS = 128
-# Who waits for a commit keeps a connection meanwhile.
-WAITERS = 1024
 BUYERS = 2_000
 FACTS = 10_000
 
@@ -66,10 +64,6 @@ class Bench:
     async def orders(self, path: str = "/v1/orders", count: int = REQUESTS) -> Measured:
         """One unit each, always of the same variant."""
         return await self._drive(path, self._order, count, CALLERS)
-
-    async def issues(self, path: str, *, callers: int = WAITERS) -> Measured:
-        """One coupon each; nobody asks twice."""
-        return await self._drive(path, {}, len(self._tokens), callers)
 
     async def _drive(self, path: str, body: object, count: int, callers: int) -> Measured:
         who = [headers(self._tokens[n % len(self._tokens)]) for n in range(count)]
@@ -123,46 +117,6 @@ async def hot_unit() -> tuple[list[Row], list[str]]:
         f"{middle['orders'] / middle['bare_rows']:.2f} of that row)."
     )
     return rows, [bare]
-
-
-async def coupons() -> tuple[list[Row], list[str]]:
-    """Coupons issued to the commit against the no-op; and apart from it, how fast the rest are refused."""
-    async with shop(processes=PROCESSES, connections_max=WAITERS) as running:
-        tokens = await running.make_buyers(REQUESTS)
-        bench = Bench(running, tokens, "")
-        found: dict[str, list[float]] = {name: [] for name in ("noop", "issued", "refused", "waiting")}
-        await bench.issues(f"/v1/coupons/{await running.make_coupons(REQUESTS)}/issues")  # warm
-        await bench.issues("/twins/framework/issues")
-        for _ in range(ROUNDS):
-            found["noop"].append((await bench.issues("/twins/framework/issues")).per_s)
-            coupon_id = await running.make_coupons(REQUESTS)
-            issued = await bench.issues(f"/v1/coupons/{coupon_id}/issues")
-            found["issued"].append(issued.per_s)
-            found["waiting"].append(issued.percentile(0.5))
-            await _check(running, ISSUED, coupon_id, {"issued": REQUESTS, "left": 0})
-            found["refused"].append(await _refused(running, tokens))
-    middle = {name: statistics.median(values) for name, values in found.items()}
-    row = ratio_row(
-        "coupon_issue_vs_noop",
-        middle["issued"],
-        middle["noop"],
-        unit="issues/s",
-        against=f"POST no-op {FRAMEWORK}; every issue durable",
-    )
-    note = (
-        f"Coupons: {middle['issued']:,.0f} issues a second, each in Postgres when it is answered "
-        f"(p50 {middle['waiting']:.0f} ms with {WAITERS} users at once), counted apart from refusals: "
-        f"{middle['refused']:,.0f} a second where all are gone."
-    )
-    return [row], [note]
-
-
-async def _refused(running: Shop, tokens: Sequence[str]) -> float:
-    """Refusals a second of a source whose only coupon is gone."""
-    path = f"/v1/coupons/{await running.make_coupons(1)}/issues"
-    await running.client.request("POST", path, headers=headers(tokens[0]), body={})
-    requests = [running.client.encode("POST", path, headers=headers(token), body={}) for token in tokens[1:]]
-    return (await drive(running.client, requests, 409, callers=WAITERS)).per_s
 
 
 # To the commit --------------------------------------------------------------------------------------------------------
@@ -236,11 +190,6 @@ HELD = """
 SELECT
   (SELECT count(*) FROM orders WHERE sale_id = $1 AND status = 'PENDING') AS orders,
   (SELECT sum(quantity) FROM order_items WHERE sale_id = $1 AND status = 'HELD') AS units
-"""
-ISSUED = """
-SELECT
-  (SELECT count(*) FROM user_coupons WHERE coupon_id = $1) AS issued,
-  (SELECT quantity FROM coupons WHERE coupon_id = $1) AS "left"
 """
 
 

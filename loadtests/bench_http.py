@@ -79,10 +79,10 @@ class Bench:
     def _post(self, path: str, n: int, body: object) -> bytes:
         return self.client.encode("POST", path, headers=headers(self.tokens[n % len(self.tokens)]), body=body)
 
-    async def noop_posts(self, path: str = "/twins/framework") -> Measured:
+    async def noop_posts(self, path: str = "/twins/framework", *, callers: int = CALLERS) -> Measured:
         """The POST no-op: same sign-in, key header, body and validation, a constant answer."""
         requests = [self._post(path, n, {"seats": [seat_no(n)]}) for n in range(REQUESTS)]
-        return await drive(self.client, requests, 201)
+        return await drive(self.client, requests, 201, callers=callers)
 
     async def noop_gets(self, path: str = "/twins/framework") -> Measured:
         """The GET no-op: same sign-in, a constant answer."""

@@ -13,10 +13,10 @@ import msgspec
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One answer that a client took for true: its seats are held, or bought, a ticket was let in, a coupon issued.
+    """One answer that a client took for true: seats or goods are held, or bought, a ticket was let in, a coupon issued.
 
-    A door says who scanned (`user_id`) and which seat; its `reservation_id` may be empty and its amount 0. Of a coupon
-    `sale_id` is the source.
+    A door says who scanned (`user_id`) and which seat; its `reservation_id` may be empty and its amount 0. Of goods
+    `order_id` and `lines` say what was bought, of a coupon `sale_id` is the source.
     """
 
     event: Literal["held", "confirmed", "redeemed", "issued"]
@@ -30,6 +30,9 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     payment_id: str | None = None
     ticket_no: int | None = None
     user_coupon_id: str | None = None
+    order_id: str | None = None
+    lines: tuple[str, ...] = ()
+    """Of each variant `variant_id:quantity`."""
 
 
 class History:

@@ -1,4 +1,4 @@
-"""Locust buyers: the on-sale rush, and the same crowd at a shop that reads before it writes.
+"""Locust buyers: the on-sale rush, a coupon rush, and the same crowd at a shop that reads before it writes.
 
 Run by `loadtests.rush`, which writes the plan that this reads: who the buyers are, what they want, and where to note
 what they heard. Each buyer goes once, from the line to the ticket.
@@ -123,6 +123,37 @@ class RushBuyer(Buyer):
                 }
             )
         return True
+
+
+class CouponUser(Buyer):
+    """Wants one of the coupons, and asks twice: whoever has one is told of the same again."""
+
+    @task
+    def take(self) -> None:
+        """Ask until it is known whether there is one, then once more with another key."""
+        path = f"/v1/coupons/{PLAN['coupon_id']}/issues"
+        for _ in range(2 if self.token else 0):
+            named = key()
+            issued = self.send("POST", path, "issue", {}, **named)
+            for _ in range(ATTEMPTS_MAX):
+                if issued.status_code not in (202, 503):
+                    break
+                sleep(1)
+                issued = self.send("POST", path, "issue", {}, **named)
+            if issued.status_code in (200, 201):
+                note(
+                    {
+                        "event": "issued",
+                        "sale_id": PLAN["coupon_id"],
+                        "user_id": self.user_id,
+                        "key": named["idempotency-key"],
+                        "reservation_id": "",
+                        "seats": [],
+                        "amount": 0,
+                        "user_coupon_id": issued.json()["user_coupon_id"],
+                    }
+                )
+        raise StopUser
 
 
 class NaiveBuyer(Buyer):

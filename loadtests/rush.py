@@ -1,7 +1,8 @@
-"""``make load``: a Locust on-sale rush against the embedded stores, the audit of it, and a control that must fail it.
+"""``make load``: Locust rushes against the embedded stores, the audit of them, and a control that must fail it.
 
-More buyers than seats come at once. Afterwards every invariant is checked, with what each buyer heard. Then the same
-crowd goes to a twin that reads before it writes; if the audit did not see that one oversell, it would prove nothing.
+More buyers than seats come at once, then the same crowd for fewer coupons. Afterwards every invariant is checked, with
+what each buyer heard. Then the crowd goes to a twin that reads before it writes; if the audit did not see that one
+oversell, it would prove nothing.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from loadtests import audit
 from loadtests.shop import Shop, shop
 
 SEATS = 1_000
+COUPONS = 400
 BUYERS = 1_200
 NAIVE_SEATS = 40
 NAIVE_BUYERS = 300
@@ -50,6 +52,13 @@ async def rush(locust: Path, reports: Path, buyers: int, seats: int, seed: int) 
         await _locust(
             locust, running, {**plan, "seed": seed, "history": str(heard)}, "RushBuyer", reports / "rush.html"
         )
+        await _locust(
+            locust,
+            running,
+            {**plan, "coupon_id": await _make_coupons(running), "seed": seed, "history": str(heard)},
+            "CouponUser",
+            reports / "coupons.html",
+        )
         clean = await _audit(running, heard)
         print(audit.describe(clean), flush=True)
 
@@ -65,7 +74,7 @@ async def rush(locust: Path, reports: Path, buyers: int, seats: int, seed: int) 
         caught = await _audit(running, naive)
     oversold = [finding for check in caught.checks for finding in check.findings if SOLD_TO_BOTH in finding]
     print(f"The control sold {len(oversold)} seats twice, for example: {oversold[0] if oversold else '-'}")
-    print(f"Reports: {reports}/rush.html, {reports}/control.html")
+    print(f"Reports: {reports}/rush.html, {reports}/coupons.html, {reports}/control.html")
     if clean.verdict != "true":
         print("The rush broke an invariant.", file=sys.stderr)
         return 1
@@ -73,6 +82,13 @@ async def rush(locust: Path, reports: Path, buyers: int, seats: int, seed: int) 
         print("The audit did not see the control oversell: it proves nothing.", file=sys.stderr)
         return 1
     return 0
+
+
+async def _make_coupons(running: Shop) -> str:
+    terms = {"name": "First come", "type": "FIXED", "discount_amount": 1000, "quantity": COUPONS}
+    usable = {"usable_from": "2026-01-01T00:00:00Z", "usable_to": "2036-01-01T00:00:00Z"}
+    coupon_id: str = (await running.order("POST", "/v1/admin/coupons", terms | usable))["coupon_id"]
+    return coupon_id
 
 
 async def _accounts(running: Shop, count: int) -> list[tuple[str, str]]:

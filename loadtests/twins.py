@@ -26,7 +26,7 @@ from api.answers import Answer, Document, answer
 from api.app import create_app
 from api.callers import USER
 from api.face import Face
-from api.operations import Body, Empty, Request, Routes
+from api.operations import Body, Request, Routes
 from api.orders import NewOrder
 from api.problems import Refused, UnitsSoldOut
 from api.reservations import NewReservation
@@ -141,12 +141,6 @@ class Ordered(Document, frozen=True):
     server_time: str = "2026-01-01T00:00:00.000Z"
 
 
-class Coupon(Document, frozen=True):
-    """What the twin of an issue answers."""
-
-    user_coupon_id: str = "0" * 32
-
-
 class TwinStock(Body, frozen=True):
     """So many units of a variant."""
 
@@ -162,7 +156,6 @@ class Units(Document, frozen=True):
 
 CONSTANT = Constant()
 ORDERED = Ordered()
-COUPON = Coupon()
 
 
 def reserved(hold_id: str, seat_no: str) -> Constant:
@@ -225,13 +218,6 @@ async def framework_order_rows(request: FrameworkRequest[Any, Any, Any], data: N
     if not await sell_rows(request.app.state.face.house.postgres, order_id, user_id, data):
         raise ClientException(status_code=409)
     return msgspec.structs.replace(ORDERED, order_id=order_id)
-
-
-@post("/twins/framework/issues", guards=[signed_in])
-async def framework_issue(data: Empty, key: Key) -> Coupon:
-    """Validate what an issue validates, derive an id, and answer a constant."""
-    _ = (ids.derive(key), data)
-    return COUPON
 
 
 async def sell_rows(postgres: asyncpg.Pool, order_id: str, user_id: str, wanted: NewOrder) -> bool:
@@ -355,7 +341,6 @@ def application() -> Face:
             framework_rows,
             framework_order,
             framework_order_rows,
-            framework_issue,
         ),
     )
 

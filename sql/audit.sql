@@ -8,6 +8,7 @@ SELECT
   (SELECT count(*) FROM seats) AS seats,
   (SELECT count(*) FROM product_variants) AS variants,
   (SELECT count(*) FROM reservations) AS reservations,
+  (SELECT count(*) FROM orders) AS orders,
   (SELECT count(*) FROM payments) AS payments,
   (SELECT count(*) FROM balances) AS balances,
   (SELECT count(*) FROM balance_history) AS balance_history,
@@ -144,6 +145,34 @@ FROM payments
 LEFT JOIN reservations USING (reservation_id)
 WHERE payment_id = ANY ($1::uuid[]);
 
+-- name: find_heard_orders
+-- What stands of these payments of orders; a line says what was bought, given back since or not.
+SELECT payments.payment_id, payments.status, payments.final_amount, payments.user_id, payments.sale_id,
+  payments.order_id, orders.status AS order_status, orders.paid_at IS NOT NULL AS was_paid,
+  ARRAY(
+    SELECT replace(lines.variant_id::text, '-', '') || ':' || lines.quantity
+    FROM order_items AS lines
+    WHERE lines.order_id = payments.order_id AND lines.status = 'SOLD'
+  ) AS lines
+FROM payments
+JOIN orders USING (order_id)
+WHERE payments.payment_id = ANY ($1::uuid[]);
+
+-- name: find_heard_variants
+-- How many units of these variants could be sold at all: each one ever there was, and once more whenever it came back.
+SELECT variants.variant_id,
+  variants.initial_quantity + coalesce(
+    (
+      SELECT sum(refunded_quantity)
+      FROM order_items AS lines
+      WHERE lines.variant_id = variants.variant_id AND lines.status = 'SOLD'
+    ),
+    0
+  )::bigint AS units
+FROM product_variants AS variants
+WHERE variants.variant_id = ANY ($1::uuid[])
+ORDER BY variants.variant_id;
+
 -- name: find_redeemed
 -- What stands of these tickets.
 SELECT ticket_no, sale_id, seat_no, status, redeemed_at IS NOT NULL AS was_redeemed
@@ -159,13 +188,13 @@ WHERE user_coupon_id = ANY ($1::uuid[]);
 -- I3: one charge for one sale ---------------------------------------------------------------------------------------
 
 -- name: find_double_charges
--- Reservations that were charged more than once, or have more than one live payment.
-SELECT reservation_id, array_agg(payment_id ORDER BY payment_id) AS payment_ids, count(*) OVER () AS total
+-- Reservations and orders that were charged more than once, or have more than one live payment.
+SELECT hold_id, array_agg(payment_id ORDER BY payment_id) AS payment_ids, count(*) OVER () AS total
 FROM payments
 WHERE status NOT IN ('FAILED', 'VOIDED')
-GROUP BY reservation_id
+GROUP BY hold_id
 HAVING count(*) > 1
-ORDER BY reservation_id
+ORDER BY hold_id
 LIMIT $1;
 
 -- name: find_uneven_charges
@@ -181,6 +210,61 @@ FROM (
 ) AS compared
 WHERE CASE WHEN confirmed_at IS NULL THEN charges > 0 ELSE charged <> amount END
 ORDER BY reservation_id
+LIMIT $1;
+
+-- name: find_uneven_orders
+-- Orders whose charge is not what their lines come to, that were charged and never paid, or whose status is not borne out
+-- by what of them was given back.
+SELECT order_id, status, total_amount, charged, price, bought, returned, count(*) OVER () AS total
+FROM (
+  SELECT
+    orders.order_id, orders.status, orders.total_amount, orders.paid_at,
+    (
+      SELECT sum(final_amount)::bigint
+      FROM payments
+      WHERE payments.order_id = orders.order_id
+        AND payments.status IN ('SUCCESS', 'UNCOLLECTED', 'PARTIALLY_REFUNDED', 'REFUNDED')
+    ) AS charged,
+    sum(lines.total_price)::bigint AS price,
+    coalesce(sum(lines.quantity) FILTER (WHERE lines.status = 'SOLD'), 0)::bigint AS bought,
+    sum(lines.refunded_quantity)::bigint AS returned
+  FROM orders
+  JOIN order_items AS lines USING (order_id)
+  GROUP BY orders.order_id
+) AS compared
+WHERE price <> total_amount
+  OR charged IS DISTINCT FROM CASE WHEN paid_at IS NOT NULL THEN total_amount END
+  OR (paid_at IS NOT NULL) <> (bought > 0)
+  OR (
+    paid_at IS NOT NULL
+    AND status <> CASE returned WHEN 0 THEN 'PAID' WHEN bought THEN 'REFUNDED' ELSE 'PARTIALLY_REFUNDED' END
+  )
+ORDER BY order_id
+LIMIT $1;
+
+-- name: find_uneven_lines
+-- Lines of orders of which their buyer owns, or has given back, another number of units than was sold or cancelled.
+SELECT order_id, variant_id, sold, refunded_quantity, cancelled, items, returned, count(*) OVER () AS total
+FROM (
+  SELECT
+    lines.order_id, lines.variant_id, lines.refunded_quantity,
+    CASE lines.status WHEN 'SOLD' THEN lines.quantity ELSE 0 END AS sold,
+    coalesce(gone.quantity, 0) AS cancelled,
+    count(items.item_id) AS items,
+    count(items.returned_at) AS returned
+  FROM order_items AS lines
+  LEFT JOIN user_items AS items USING (order_id, variant_id)
+  LEFT JOIN (
+    SELECT order_id, variant_id, sum(quantity)::bigint AS quantity
+    FROM cancellations
+    CROSS JOIN LATERAL unnest(variant_ids, quantities) AS named (variant_id, quantity)
+    WHERE order_id IS NOT NULL
+    GROUP BY order_id, variant_id
+  ) AS gone USING (order_id, variant_id)
+  GROUP BY lines.order_id, lines.variant_id, gone.quantity
+) AS counted
+WHERE items <> sold OR returned <> refunded_quantity OR cancelled <> refunded_quantity
+ORDER BY order_id, variant_id
 LIMIT $1;
 
 -- name: find_uneven_captures
@@ -304,9 +388,10 @@ LIMIT $1;
 
 -- name: find_uneven_cancellations
 -- Cancellations whose refunds are not what they promised, or whose seats are still somebody's by the same reservation.
-SELECT cancellation_id, reservation_id, refund_amount, refunds, claims, count(*) OVER () AS total
+SELECT cancellation_id, hold_id, refund_amount, refunds, claims, count(*) OVER () AS total
 FROM (
-  SELECT cancellations.cancellation_id, cancellations.reservation_id, cancellations.refund_amount,
+  SELECT cancellations.cancellation_id, cancellations.refund_amount,
+    coalesce(cancellations.reservation_id, cancellations.order_id) AS hold_id,
     (
       SELECT coalesce(sum(amount), 0)::bigint
       FROM refunds
@@ -534,8 +619,8 @@ LIMIT $1;
 
 -- name: find_progress
 -- Which copy of a sale counts, and how far each of its streams was applied.
-SELECT sales.epoch, sales.store_state, sales.serving, stream_watermarks.stream, stream_watermarks.n,
-  stream_watermarks.epoch AS watermark_epoch
+SELECT sales.epoch, sales.store_state, sales.serving, sales.product_changes, stream_watermarks.stream,
+  stream_watermarks.n, stream_watermarks.epoch AS watermark_epoch
 FROM sales
 LEFT JOIN stream_watermarks USING (sale_id)
 WHERE sales.sale_id = $1;

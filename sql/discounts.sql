@@ -18,6 +18,14 @@ WHERE user_coupon_id IN (SELECT user_coupon_id FROM payments WHERE payment_id = 
 ORDER BY user_coupon_id
 FOR NO KEY UPDATE;
 
+-- name: lock_coupons_of_holds
+-- The coupons that payments of these holds name, locked in id order.
+SELECT user_coupon_id
+FROM user_coupons
+WHERE user_coupon_id IN (SELECT user_coupon_id FROM payments WHERE hold_id = ANY ($1::uuid[]))
+ORDER BY user_coupon_id
+FOR NO KEY UPDATE;
+
 -- name: reserve
 -- Coupons that these payments may use.
 UPDATE user_coupons

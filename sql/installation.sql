@@ -23,3 +23,11 @@ WHERE installation.value <> excluded.value;
 -- How many keys operators have.
 SELECT count(*)
 FROM api_keys;
+
+-- name: check_time_zone
+-- What time it is in a zone; one that Postgres does not know is refused.
+SELECT now() AT TIME ZONE $1;
+
+-- name: has_counted_days
+-- Whether anything was counted on any day yet.
+SELECT EXISTS (SELECT FROM product_daily_sales);

@@ -1,6 +1,6 @@
 -- Orders: rows that the journal, a payment or an ending writes; a row that has ended is never revived.
 --
--- Locks are taken in one order everywhere: watermark, balances, payments, orders, variants, each by id.
+-- Locks are taken in one order everywhere: watermark, balances, payments, orders, restores, variants, lines, each by id.
 
 -- name: add_orders
 -- PENDING rows of these holds, in id order; those that are there already stay as they are.
@@ -191,11 +191,13 @@ SET counted = restored.counted, updated_at = now()
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[]) AS restored (order_id, variant_id, counted)
 WHERE lines.order_id = restored.order_id AND lines.variant_id = restored.variant_id AND lines.status = 'SOLD';
 
--- name: find_variants_of
--- Every variant that these orders have bought.
+-- name: lock_sold_items
+-- Every variant that these orders have bought; their lines are locked in id order.
 SELECT order_id, variant_id
 FROM order_items
-WHERE order_id = ANY ($1::uuid[]) AND status = 'SOLD';
+WHERE order_id = ANY ($1::uuid[]) AND status = 'SOLD'
+ORDER BY order_id, variant_id
+FOR NO KEY UPDATE;
 
 -- name: list_forgotten
 -- PENDING rows long past their deadline that no live payment keeps: something ended them and was not heard.
@@ -213,7 +215,18 @@ LIMIT $3;
 
 -- name: lock_restores
 -- Orders of a sale whose units are still to be given back, oldest first, and that nobody else gives back this moment.
-SELECT restores.hold_id, restores.fence, restores.token_goes_next, orders.user_id, orders.reason
+SELECT
+  restores.hold_id, restores.fence, restores.token_goes_next, orders.user_id,
+  coalesce(
+    orders.reason,
+    (
+      SELECT reason
+      FROM cancellations
+      WHERE cancellations.order_id = orders.order_id
+      ORDER BY cancellations.created_at DESC
+      LIMIT 1
+    )
+  ) AS reason
 FROM restores
 JOIN orders ON orders.order_id = restores.hold_id
 WHERE restores.sale_id = $1 AND restores.done_at IS NULL
@@ -233,7 +246,17 @@ FOR SHARE;
 
 -- name: find_reason
 -- Why a user's order is over, or SOLD.
-SELECT coalesce(reason, 'SOLD')
+SELECT
+  CASE status
+    WHEN 'REFUNDED' THEN (
+      SELECT reason
+      FROM cancellations
+      WHERE cancellations.order_id = orders.order_id
+      ORDER BY cancellations.created_at DESC
+      LIMIT 1
+    )
+    ELSE coalesce(reason, 'SOLD')
+  END
 FROM orders
 WHERE order_id = $1 AND user_id = $2;
 

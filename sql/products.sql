@@ -1,10 +1,38 @@
 -- Products: what the shop and its drops sell, in variants with a stock each; and what came later.
 
--- name: find_kind
--- What a sale sells: seats or stock.
+-- name: lock_sale
+-- What a sale sells, seats or stock; its products change one after the other.
 SELECT kind
 FROM sales
-WHERE sale_id = $1;
+WHERE sale_id = $1
+FOR NO KEY UPDATE;
+
+-- name: number_changes
+-- These products of a sale were changed, in this order. The sale stays locked until the change is there, so that whoever
+-- reads a number reads all that are lower, and a rebuild reads the count and the products of one moment.
+WITH counted AS (
+  UPDATE sales
+  SET product_changes = product_changes + cardinality($2::uuid[]),
+      updated_at = now()
+  WHERE sale_id = $1
+  RETURNING product_changes - cardinality($2::uuid[]) AS before
+)
+UPDATE products
+SET change_no = counted.before + changed.place
+FROM counted,
+  unnest($2::uuid[]) WITH ORDINALITY AS changed (product_id, place)
+WHERE products.product_id = changed.product_id;
+
+-- name: list_changed
+-- Variants of the products of a sale that were changed after a change, in the order of the last change of each: about $3
+-- of them, and of no product a part.
+SELECT products.change_no, products.price, products.status, variants.variant_id, variants.initial_quantity
+FROM products
+JOIN product_variants AS variants USING (product_id)
+WHERE products.sale_id = $1
+  AND products.change_no > $2
+ORDER BY products.change_no
+FETCH FIRST $3 ROWS WITH TIES;
 
 -- name: add_products
 -- New products of one sale, in the operator's order after the first $3; a repeat changes nothing. Each is a microsecond

@@ -35,7 +35,8 @@ CREATE TABLE api_keys (
   revoked_at timestamptz
 );
 
--- What every process of one installation shares: the secret, the keys of passes and of tickets, the currency.
+-- What every process of one installation shares: the secret, the keys of passes and of tickets, the currency, and the
+-- time zone whose days the statistics count.
 CREATE TABLE installation (
   name text PRIMARY KEY,
   value text NOT NULL,
@@ -136,6 +137,8 @@ CREATE TABLE sales (
   serving bigint NOT NULL DEFAULT 0,
   fingerprint text,
   version bigint NOT NULL DEFAULT 1,
+  -- Counts the changes of its products, each of which Redis is told of.
+  product_changes bigint NOT NULL DEFAULT 0,
   created_at timestamptz NOT NULL DEFAULT now(),
   updated_at timestamptz NOT NULL DEFAULT now(),
   CONSTRAINT sales_hold_max CHECK (hold_max_s >= hold_s)
@@ -280,12 +283,15 @@ CREATE TABLE products (
   -- Of the whole request: a table makes many products under one key.
   fingerprint text NOT NULL,
   version bigint NOT NULL DEFAULT 1,
+  -- Which of all changes of its sale's products was the last of this one.
+  change_no bigint NOT NULL DEFAULT 0,
   created_at timestamptz NOT NULL DEFAULT now(),
   updated_at timestamptz NOT NULL DEFAULT now(),
   -- What a variant refers to, so that it is sold where its product is.
   CONSTRAINT products_sale UNIQUE (product_id, sale_id)
 );
 CREATE INDEX products_newest ON products (created_at DESC, product_id DESC);
+CREATE INDEX products_changes ON products (sale_id, change_no);
 CREATE INDEX products_category ON products (category, created_at DESC, product_id DESC);
 
 -- What is bought: a product in one of its sizes, or in the only one that there is.
@@ -577,6 +583,19 @@ CREATE TABLE user_items (
 CREATE INDEX user_items_mine ON user_items (user_id, item_id DESC);
 CREATE INDEX user_items_order ON user_items (order_id, variant_id);
 
+-- What was given back of a line after it was sold, by which cancellation: it counts on the day of `created_at`.
+CREATE TABLE order_item_refunds (
+  cancellation_id uuid NOT NULL,
+  order_id uuid NOT NULL,
+  variant_id uuid NOT NULL,
+  quantity bigint NOT NULL CHECK (quantity > 0),
+  amount bigint NOT NULL CHECK (amount >= 0),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (cancellation_id, order_id, variant_id),
+  FOREIGN KEY (order_id, variant_id) REFERENCES order_items
+);
+CREATE INDEX order_item_refunds_order ON order_item_refunds (order_id, variant_id);
+
 CREATE TABLE payments (
   payment_id uuid PRIMARY KEY,
   sale_id uuid NOT NULL,
@@ -642,22 +661,90 @@ CREATE INDEX payments_coupon_named ON payments (user_coupon_id) WHERE user_coupo
 CREATE INDEX payments_mine ON payments (user_id, created_at DESC, payment_id DESC);
 CREATE INDEX payments_unsettled ON payments (updated_at) WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT');
 
+-- What was sold ------------------------------------------------------------------------------------------------------
+
+-- A unit counts on the day on which its order was paid, in the zone of the installation; what is given back counts on
+-- the day on which it is, in columns of its own. So a day that is over never changes.
+CREATE TABLE product_daily_sales (
+  product_id uuid NOT NULL REFERENCES products,
+  day date NOT NULL,
+  sold_quantity bigint NOT NULL DEFAULT 0 CHECK (sold_quantity >= 0),
+  -- An order counts once, however many units of the product it has.
+  orders bigint NOT NULL DEFAULT 0,
+  -- After the discount.
+  amount bigint NOT NULL DEFAULT 0 CHECK (amount >= 0),
+  refunded_quantity bigint NOT NULL DEFAULT 0 CHECK (refunded_quantity >= 0),
+  refunded_amount bigint NOT NULL DEFAULT 0 CHECK (refunded_amount >= 0),
+  -- When something was counted last.
+  aggregated_at timestamptz NOT NULL DEFAULT now(),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (product_id, day),
+  CONSTRAINT product_daily_sales_orders
+    CHECK (orders BETWEEN 0 AND sold_quantity AND (orders = 0) = (sold_quantity = 0))
+);
+CREATE INDEX product_daily_sales_day ON product_daily_sales (day, product_id);
+
+-- What a day counts and no interval does yet, a row a batch and product. A run takes the rows that it sees and removes
+-- them: what commits later is there for the next one, whatever its number or its time.
+CREATE TABLE unaggregated_sales (
+  unaggregated_sale_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  product_id uuid NOT NULL,
+  day date NOT NULL,
+  -- Below zero where a day was put right downwards.
+  sold_quantity bigint NOT NULL CHECK (sold_quantity <> 0),
+  created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- What came to be counted between two runs, before refunds: of each product and day these add up to what the day sold.
+CREATE TABLE product_interval_sales (
+  product_id uuid NOT NULL REFERENCES products,
+  day date NOT NULL,
+  -- When the run before was, and this one.
+  aggregated_from timestamptz NOT NULL,
+  aggregated_to timestamptz NOT NULL,
+  sold_quantity bigint NOT NULL CHECK (sold_quantity <> 0),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (product_id, day, aggregated_from),
+  CONSTRAINT product_interval_sales_interval CHECK (aggregated_from < aggregated_to)
+);
+CREATE INDEX product_interval_sales_newest ON product_interval_sales (aggregated_from, product_id, day);
+
+-- One row, which its migration makes: where the last run ended and the next begins. Locked by whoever runs.
+CREATE TABLE sales_aggregation (
+  only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+  aggregated_to timestamptz NOT NULL DEFAULT now(),
+  created_at timestamptz NOT NULL DEFAULT now(),
+  updated_at timestamptz NOT NULL DEFAULT now()
+);
+
 -- What is given back, and what a gateway must be told ----------------------------------------------------------------
 
 CREATE TABLE cancellations (
   cancellation_id uuid PRIMARY KEY,
-  reservation_id uuid NOT NULL REFERENCES reservations,
+  reservation_id uuid REFERENCES reservations,
+  order_id uuid REFERENCES orders,
   user_id uuid NOT NULL REFERENCES users,
-  seat_nos text[] NOT NULL CHECK (cardinality(seat_nos) > 0),
+  seat_nos text[] NOT NULL DEFAULT '{}',
+  -- Of an order: how many units of each variant.
+  variant_ids uuid[] NOT NULL DEFAULT '{}',
+  quantities bigint[] NOT NULL DEFAULT '{}',
   reason text NOT NULL CHECK (reason IN ('USER', 'ADMIN', 'EVENT_CANCELLED')),
-  -- What was paid for these seats is given back or kept.
+  -- What was paid for these seats or units is given back or kept.
   refund_amount bigint NOT NULL CHECK (refund_amount >= 0),
   kept_amount bigint NOT NULL CHECK (kept_amount >= 0),
   refund_to text NOT NULL CHECK (refund_to IN ('SOURCE', 'BALANCE')),
   fingerprint text NOT NULL,
-  created_at timestamptz NOT NULL DEFAULT now()
+  created_at timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT cancellations_of CHECK (num_nonnulls(reservation_id, order_id) = 1),
+  CONSTRAINT cancellations_seats CHECK ((reservation_id IS NOT NULL) = (cardinality(seat_nos) > 0)),
+  CONSTRAINT cancellations_units CHECK ((order_id IS NOT NULL) = (cardinality(variant_ids) > 0)),
+  CONSTRAINT cancellations_quantities CHECK (
+    cardinality(variant_ids) = cardinality(quantities) AND 0 < ALL (quantities)
+  )
 );
 CREATE INDEX cancellations_reservation ON cancellations (reservation_id, created_at);
+CREATE INDEX cancellations_order ON cancellations (order_id, created_at);
 
 CREATE TABLE refunds (
   refund_id uuid PRIMARY KEY,

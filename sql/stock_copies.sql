@@ -67,6 +67,7 @@ SELECT
   variants.variant_id,
   products.price,
   products.status,
+  variants.initial_quantity,
   variants.initial_quantity - coalesce(sold.units, 0) AS units
 FROM product_variants AS variants
 JOIN products USING (product_id)

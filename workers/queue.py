@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from engine import shifts
 from engine.stores.connections import Stores
-from workers import loops
+from workers import loops, statistics
 
 QUEUE_NAME = "lastseat:queue"
 AGAIN_AFTER_S = 5.0
@@ -49,7 +49,10 @@ async def _run_worker(stores: Stores) -> None:
         job_deserializer=msgspec.msgpack.decode,
     )
     worker = Worker(
-        cron_jobs=[cron(forget, minute=17, timeout=300, keep_result=0)],
+        cron_jobs=[
+            cron(forget, minute=17, timeout=300, keep_result=0),
+            cron(statistics.aggregate, second=0, timeout=60, keep_result=0),
+        ],
         queue_name=QUEUE_NAME,
         redis_pool=redis,
         handle_signals=False,  # the process has one place that hears of a stop

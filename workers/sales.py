@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from engine import coupons, offers, rebuild, sales, shifts
+from engine import coupons, offers, products, rebuild, sales, shifts
 from engine.cards import Cards
 from engine.coupons import CountedCoupons
 from engine.sales import Checkpoint, Sale, SaleBook
@@ -214,6 +214,8 @@ class Inspection:
             raise Divergence(f"the store answers {word_of(type(reply))}")
         if reply.version < row.version:
             await offers.send(stores.gate, stores.postgres, row)
+        if reply.product_changes < row.product_changes:
+            await products.tell(stores.gate, stores.postgres, row)
         if reply.stranded > 0:
             await waiting_lists.give_back(stores, row)
         metrics.keep_behind(row.sale_id, outbox=reply.outbox_behind, journal=reply.journal_behind)

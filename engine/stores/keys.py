@@ -16,10 +16,10 @@ class SaleKeys:
 
     sale_id: str
 
-    shard: ClassVar[str] = "sale"
+    _shard: ClassVar[str] = "sale"
 
     def _key(self, name: str) -> str:
-        return f"{{{self.shard}:{self.sale_id}}}:{name}"
+        return f"{{{self._shard}:{self.sale_id}}}:{name}"
 
     @cached_property
     def sale(self) -> str:
@@ -154,6 +154,11 @@ class SaleKeys:
         return self._key("stock_freed")
 
     @cached_property
+    def stock_total(self) -> str:
+        """Hash: variant_id -> units there ever were, as far as the store was told: a restock is the difference."""
+        return self._key("stock_total")
+
+    @cached_property
     def restored(self) -> str:
         """Hash: hold_id -> ``n variant_id:quantity,…``: what a forgotten hold has left since its entry ``restored``.
 
@@ -224,7 +229,7 @@ class CouponKeys(SaleKeys):
     Of those of a sale it has `sale`, `outbox` and `journal`, which mean the same; the others stay empty.
     """
 
-    shard: ClassVar[str] = "coupon"
+    _shard: ClassVar[str] = "coupon"
 
     @cached_property
     def issued(self) -> str:

@@ -11,7 +11,7 @@
 --   epoch
 --   queue_no_ceiling
 -- RETURNS
---   checkpoint              version serving queue_no queue_no_ceiling outbox_behind journal_behind stranded
+--   checkpoint              version serving queue_no queue_no_ceiling outbox_behind journal_behind stranded product_changes
 --   sale_unknown
 --   stale_epoch             epoch
 --   sale_rebuilding
@@ -34,4 +34,5 @@ return {
   "checkpoint", term("version"), term("serving"), term("queue_no"), term("queue_no_ceiling"),
   term("outbox_n") - term("outbox_persisted_n"), term("journal_n") - term("journal_persisted_n"),
   sale.waiting_list == "1" and 0 or redis.call("ZCARD", freed) + redis.call("HLEN", stock_freed),
+  term("product_changes"),
 }

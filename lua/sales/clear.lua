@@ -27,6 +27,7 @@
 --   freed           zset
 --   stock           hash
 --   stock_freed     hash
+--   stock_total     hash
 --   restored        hash
 --   seats           hash
 --   holds           hash

@@ -24,6 +24,7 @@
 --   queue_no queue_no_ceiling serving            the counter, what Postgres allows it, the highest place admitted
 --   draining_no                                  the cut-off number of a draining room
 --   version                                      of the row in Postgres that these terms were read from
+--   product_changes                              the last change of its products that a sale of stock was told of
 --   gone_seq gone_trimmed_no                     counts departures from the line; up to here they are trimmed
 --   seat_block_no                                the highest number under which an operator blocked or unblocked seats
 local sale = {}

@@ -27,7 +27,9 @@ class Contract:
         # Read back as a client reads it.
         self.document = msgspec.json.decode(msgspec.json.encode(self.document))
         self._paths = [
-            (re.compile(re.sub(r"{\w+}", "[^/]+", path)), methods) for path, methods in self.document["paths"].items()
+            (re.compile(re.sub(r"{\w+}", "[^/]+", path)), methods)
+            # A path that is spelt out goes before one with an id in its place.
+            for path, methods in sorted(self.document["paths"].items(), key=lambda item: item[0].count("{"))
         ]
 
     async def check(self, response: httpx.Response) -> None:

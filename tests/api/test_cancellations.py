@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from api.house import House
-from engine import cancellations
+from engine import seat_cancellations
 from tests.api.calling import Person, Show, Worker, problem, put_on
 
 HALF = {"refund_policy": [{"hours_before": 24, "percent": 50}]}
@@ -257,9 +257,9 @@ async def test_an_event_is_called_off(house: House, operator: Person, people: li
     assert problem(room) == (409, "sale_closed")
     assert problem(await show.reserve(cat, "A-1-5")) == (409, "sale_closed")
 
-    assert await cancellations.go_on(house.stores, house.book)
+    assert await seat_cancellations.go_on(house.stores, house.book)
     await worker.drain()
-    assert not await cancellations.go_on(house.stores, house.book)
+    assert not await seat_cancellations.go_on(house.stores, house.book)
     told = (await operator.get(path)).json()
     assert (told["total"], told["done"]) == (3, 3)
     assert told["finished_at"] >= told["created_at"]

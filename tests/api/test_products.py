@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from api.house import House
-from engine import accounts, ids
+from engine import accounts, audit, ids
 from engine.products import SHOP
-from tests.api.calling import Person, Show, problem, stock_up
+from tests.api.calling import Person, Show, Worker, problem, stock_up
 
 TABLE = "name,category,description,price,status,size,stock\n"
 BODY: dict[str, Any] = {"name": "Tee", "category": "Shirts", "price": 500, "variants": [{"size": "M", "stock": 5}]}
@@ -297,3 +297,60 @@ async def test_a_large_table_is_made_whole(operator: Person, http: httpx.AsyncCl
     assert (await count(house), await count(house, "product_variants")) == (2500, 10_000)
     newest = (await http.get("/v1/products?limit=2")).json()["items"]
     assert [product["name"] for product in newest] == ["Product 0", "Product 1"]
+
+
+# What whoever orders next sees ----------------------------------------------------------------------------------------
+
+
+async def order(person: Person, variant_id: str, quantity: int = 1) -> httpx.Response:
+    return await person.post("/v1/orders", {"lines": [{"variant_id": variant_id, "quantity": quantity}]})
+
+
+async def test_what_was_just_made_is_ordered_at_once(operator: Person, people: list[Person]) -> None:
+    """The first product opens the sale; later ones, one by one or as a table, come to one that sells."""
+    for name in ("Tee", "Cap"):
+        made = await stock_up(operator, name=name)
+        assert (await order(people[0], made["variants"][0]["variant_id"], 5)).status_code == 201
+        assert problem(await order(people[1], made["variants"][0]["variant_id"])) == (409, "sold_out")
+    [mug] = (await import_table(operator, TABLE + "Mug,Home,,900,,,2\n")).json()["items"]
+    ordered = await order(people[1], mug["variants"][0]["variant_id"], 2)
+    assert (ordered.status_code, ordered.json()["total_amount"]) == (201, 1_800)
+
+
+async def test_what_was_just_restocked_is_ordered_at_once_and_once(
+    operator: Person, people: list[Person], worker: Worker, house: House
+) -> None:
+    variant_id = (await stock_up(operator))["variants"][1]["variant_id"]
+    assert problem(await order(people[0], variant_id)) == (409, "sold_out")
+    for _ in range(2):
+        restocked = await operator.post(f"/v1/admin/variants/{variant_id}/restocks", {"quantity": 3}, key="more")
+        assert restocked.status_code == 201
+    assert (await order(people[0], variant_id, 2)).status_code == 201
+    [short] = (await order(people[1], variant_id, 2)).json()["lines"]
+    assert (short["requested"], short["available"]) == (2, 1)
+    await worker.drain()
+    assert (await audit.audit(house.stores.redis, house.postgres, settle_s=0)).verdict == "true"
+
+
+async def test_the_next_order_costs_what_was_just_said_and_the_last_one_what_it_did(
+    operator: Person, people: list[Person], worker: Worker
+) -> None:
+    made = await stock_up(operator)
+    path, variant_id = f"/v1/admin/products/{made['product_id']}", made["variants"][0]["variant_id"]
+    first = (await order(people[0], variant_id)).json()
+    assert (await operator.patch(path, {"price": 700}, version=1)).status_code == 200
+    assert (await order(people[1], variant_id)).json()["total_amount"] == 700
+    await worker.drain()
+    assert (await people[0].get(f"/v1/orders/{first['order_id']}")).json()["total_amount"] == 500
+
+
+@pytest.mark.parametrize("status", ["DRAFT", "STOPPED", "HIDDEN"])
+async def test_what_was_just_taken_off_sale_is_not_ordered_until_it_is_back(
+    operator: Person, people: list[Person], status: str
+) -> None:
+    made = await stock_up(operator)
+    path, variant_id = f"/v1/admin/products/{made['product_id']}", made["variants"][0]["variant_id"]
+    await operator.patch(path, {"status": status}, version=1)
+    assert problem(await order(people[0], variant_id)) == (404, "unit_unknown")
+    await operator.patch(path, {"status": "ON_SALE"}, version=2)
+    assert (await order(people[0], variant_id)).status_code == 201

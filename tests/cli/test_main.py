@@ -10,7 +10,8 @@ from tests.cli.program import lastseat
 
 VERBS = (
     "up", "demo", "api", "worker", "gateway", "audit", "doctor", "rebuild",
-    "sales", "room", "block", "unblock", "message", "payments", "resolve", "credit", "keys", "key", "revoke", "openapi",
+    "sales", "room", "block", "unblock", "message", "payments", "resolve", "credit", "keys", "key", "revoke",
+    "statistics", "openapi",
 )  # fmt: skip
 
 

@@ -173,5 +173,6 @@ async def open_stall(
     sale = Sale(sale_id=ids.random_id(), kind="stock")
     await redis.hset(sale.keys.sale, mapping=TERMS | {"kind": "stock"} | terms)
     await redis.hset(sale.keys.prices, mapping={variant_id: PRICES.get(variant_id, 100) for variant_id in initial})
-    await redis.hset(sale.keys.stock, mapping=initial)
+    for key in (sale.keys.stock, sale.keys.stock_total):
+        await redis.hset(key, mapping=initial)
     return Stall(redis, Gate(redis, shebang=shebang, deadline_s=30), sale, initial)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine import cancellations, cards, errands, ids, payments, reconciliation, seats
+from engine import cancellations, cards, errands, ids, payments, reconciliation, seat_cancellations, seats
 from engine.cards import Cards
 from engine.payments import CardDeclined, InsufficientBalance, Payment, Tender
 from engine.settings import Settings
@@ -317,7 +317,7 @@ async def test_a_till_without_a_gateway_takes_no_cards(shop: Shop) -> None:
 
 async def give_back(shop: Shop, hold_id: str, *seat_nos: str, key: str = "k") -> cancellations.Cancellation:
     """The buyer cancels, and is refunded to where the money came from."""
-    given_back = await cancellations.cancel(
+    given_back = await seat_cancellations.cancel(
         shop.stores.gate,
         shop.stores.postgres,
         shop.book,

@@ -139,6 +139,6 @@ class Issues(TwoStores[Source]):
         self.runner.run(self.valkey.check())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_issues_behave_alike_on_valkey_on_fakeredis_and_in_the_model(valkey_server: embedded.Server) -> None:
-    try_out(Issues, valkey_server, examples=80, steps=40)
+    try_out(Issues, valkey_server, examples=60, steps=40)

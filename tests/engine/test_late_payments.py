@@ -9,7 +9,6 @@ import pytest
 from engine import (
     audit,
     authorisations,
-    cancellations,
     cards,
     catalogue,
     ids,
@@ -17,6 +16,7 @@ from engine import (
     payments,
     rebuild,
     sales,
+    seat_cancellations,
     seats,
     wishes,
 )
@@ -205,7 +205,7 @@ async def room_closed(shop: Shop) -> None:
 async def called_off(shop: Shop) -> None:
     schedule_id = (await shop.sale()).schedule_id
     assert schedule_id is not None
-    await cancellations.call_off(shop.stores, shop.book, schedule_id=schedule_id)
+    await seat_cancellations.call_off(shop.stores, shop.book, schedule_id=schedule_id)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from engine import (
     rebuild,
     reconciliation,
     sales,
+    seat_cancellations,
     seat_copies,
     seats,
 )
@@ -501,7 +502,7 @@ async def test_a_sale_that_was_given_back_in_part_is_written_as_what_is_left(sto
     shop = await open_shop(stores)
     bought = await shop.buy("A-1-1", "A-1-2")
     await shop.drain()
-    cancelled = await cancellations.cancel(
+    cancelled = await seat_cancellations.cancel(
         stores.gate,
         stores.postgres,
         shop.book,

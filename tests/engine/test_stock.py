@@ -1174,7 +1174,7 @@ async def _write(stall: Stall, *, twice: bool) -> None:
     rows = [(*row[:4], 10 + at, *row[5:]) for at, row in enumerate(rows)]
     for _ in range(1 + twice):
         assert await rebuild.CLEAR(gate, keys, epoch=2, admitted=0, terms=terms) == copies.Cleared()
-        stock_rows = ("mug", 1_200, 1, 2, "cap", "-2500", 9, 0)
+        stock_rows = ("mug", 1_200, 1, 2, 10, "cap", "-2500", 9, 0, 10)
         assert await stock_copies.LOAD_STOCK(gate, keys, epoch=2, rows=stock_rows) == copies.Loaded(2)
         flat = [value for row in rows for value in row]
         assert await stock_copies.LOAD_STOCK_HOLDS(gate, keys, epoch=2, rows=flat) == copies.Loaded(4)

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from engine import ids, seats, stock
+from engine import ids, products, seats, stock
 from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
 from engine.stores import embedded
 from engine.stores.replies import Reply
 from tests.engine.seat_sales import buyer
-from tests.engine.stock_sales import Stall, open_stall
+from tests.engine.stock_sales import PRICES, Stall, open_stall
 from tests.engine.two_stores import TwoStores, try_out
 
 LIMIT = 7
@@ -74,6 +74,12 @@ class Model:
     def __init__(self) -> None:
         self.wishes: dict[str, Wish] = {}
         self.left = Counter(INITIAL)
+        # Postgres: of each variant its price and all there ever were, and of each change of a product which it was.
+        self.products = {variant_id: (PRICES[variant_id], units) for variant_id, units in INITIAL.items()}
+        self.changes: list[str] = []
+        # The store: the last change that it was told of, and the same of each variant.
+        self.told_no = 0
+        self.told = dict(self.products)
         self.freed: Counter[str] = Counter()
         self.waiting_list = False
         self.fence = 0
@@ -84,6 +90,21 @@ class Model:
     def known(self) -> dict[str, Wish]:
         """The holds whose records are kept."""
         return {hold_id: wish for hold_id, wish in self.wishes.items() if not wish.forgotten}
+
+    def part(self, after: int) -> dict[str, Any]:
+        """What whoever reads Postgres now tells a store that has heard of so many changes."""
+        changed = sorted(set(self.changes[after:]))
+        rows = tuple([value for each in changed for value in (each, *self.products[each])])
+        return {"after": after, "change_no": len(self.changes), "rows": rows}
+
+    def tell(self, *, after: int, change_no: int, rows: Sequence[Any]) -> Reply:
+        """Believe what goes on from what is known; units that came since are free."""
+        if after <= self.told_no < change_no:
+            self.told_no = change_no
+            for variant_id, price, total in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+                self.free(Counter({variant_id: total - self.told[variant_id][1]}))
+                self.told[variant_id] = price, total
+        return products.Told(self.told_no)
 
     def bought(self, by: str) -> int:
         """How many units a buyer has bought, remembered or not."""
@@ -260,6 +281,7 @@ class Stock(TwoStores[Stall]):
         self.aged_ms = 1
         self.made = 0
         self.queue_nos: dict[str, int] = {}
+        self.on_the_way: list[dict[str, Any]] = []
 
     async def open(self, redis: Any, *, shebang: bool) -> Stall:
         stall = await open_stall(redis, INITIAL, shebang=shebang, per_buyer_max=LIMIT)
@@ -540,7 +562,34 @@ class Stock(TwoStores[Stall]):
 
         self.on_both(turn)
 
+    # What an operator does, and how the store hears of it.
+
+    @rule(variant_id=st.sampled_from(tuple(INITIAL)), price=st.integers(1, 9), more=st.integers(0, 2))
+    def change_a_product(self, variant_id: str, price: int, more: int) -> None:
+        """In Postgres alone; who reads it now may be long on the way to the store."""
+        self.model.products[variant_id] = price, self.model.products[variant_id][1] + more
+        self.model.changes.append(variant_id)
+        self.on_the_way.append(self.model.part(self.model.told_no))
+
+    @precondition(lambda machine: machine.on_the_way)
+    @rule(pick=PICKS)
+    def tell(self, pick: int) -> None:
+        """The last that was read, or any before it, again and late."""
+        part = self.on_the_way[-1 - (pick // 2) % len(self.on_the_way) if pick % 2 else -1]
+        expected = self.model.tell(**part)
+
+        async def tell(stall: Stall) -> Any:
+            stall.initial = {variant_id: total for variant_id, (_, total) in self.model.told.items()}
+            return await products.TELL(stall.gate, stall.sale.keys, epoch=1, **part)
+
+        assert self.on_both(tell) == expected
+
     # Always.
+
+    @invariant()
+    def units_cost_what_the_store_was_told_last(self) -> None:
+        prices = self.runner.run(self.valkey.fields("prices"))
+        assert prices == {STOPPED: "-500"} | {each: str(price) for each, (price, _) in self.model.told.items()}
 
     @invariant()
     def a_hold_is_found_as_it_stands(self) -> None:
@@ -576,7 +625,7 @@ class Stock(TwoStores[Stall]):
 
 async def _contents(stall: Stall) -> dict[str, Any]:
     """Everything that the sale has in this store."""
-    hashes = ("sale", "stock", "stock_freed", "restored", "buyers", "prices", "tokens", "ended_tokens")
+    hashes = ("sale", "stock", "stock_freed", "stock_total", "restored", "buyers", "prices", "tokens", "ended_tokens")
     sets = ("deadlines", "paying", "ended", "active", "returned", "ended_tokens_at")
     return {
         **{name: await stall.fields(name) for name in hashes},

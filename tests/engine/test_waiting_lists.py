@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine import cancellations, catalogue, ids, offers, rebuild, sales, seats, waiting_lists
+from engine import catalogue, ids, offers, rebuild, sales, seat_cancellations, seats, waiting_lists
 from engine.cancellations import Cancellation
 from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound, SaleClosed
 from engine.seats import OfferUnknown, PaymentRunning, SaleNotOpen
@@ -282,7 +282,7 @@ async def test_an_offer_that_is_paid_is_taken(line: Line) -> None:
 
     # It stays so when what was bought is given back, and that goes to whoever waits then.
     ben = await line.joined("ben", quantity=2)
-    cancelled = await cancellations.cancel(
+    cancelled = await seat_cancellations.cancel(
         line.shop.stores.gate,
         line.shop.stores.postgres,
         line.shop.book,
@@ -366,7 +366,7 @@ async def test_nobody_waits_for_an_event_that_has_begun(line: Line) -> None:
 async def test_of_an_event_that_is_off_nothing_is_offered(line: Line) -> None:
     await line.joined("ann")
     schedule_id = str((await line.shop.sale()).schedule_id)
-    await cancellations.call_off(line.shop.stores, line.shop.book, schedule_id=schedule_id)
+    await seat_cancellations.call_off(line.shop.stores, line.shop.book, schedule_id=schedule_id)
     await line.free("A-1-1")
     assert await line.serve() == Served(published=1)
     await waiting_lists.follow(line.shop.stores.postgres)

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from engine import cancellations
+from engine import cancellations, seat_cancellations
 from engine.audit import Report, describe
 from engine.stores.connections import Stores
 from engine.stores.keys import SaleKeys
@@ -319,7 +319,7 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
             FROM payments
             """
         ),
-        f"reservation {SOLD} has the payments {STRANGER}, {PAYMENT}",
+        f"hold {SOLD} has the payments {STRANGER}, {PAYMENT}",
     ),
     "a confirmed reservation was not charged": (
         {"I2", "I3", "I6"},
@@ -429,7 +429,7 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
             VALUES ('{STRANGER}', '{SOLD}', '{ANN}', '{{A-1-2}}', 'USER', 50, 50, 'SOURCE', '')
             """
         ),
-        f"cancellation {STRANGER} of reservation {SOLD} promised 50, its refunds are 0, and 1 of its seats are claimed",
+        f"cancellation {STRANGER} of hold {SOLD} promised 50, its refunds are 0, and 1 of its seats are claimed",
     ),
     "a ticket opens a door for a seat that was given back": (
         {"I1", "I2", "I4", "I9"},
@@ -727,7 +727,7 @@ async def test_what_was_cancelled_in_part_or_whole_is_well(stores: Stores, tmp_p
                 )
             )
     for request, seat_nos in ((first, ["A-1-2"]), (second, [])):
-        cancelled = await cancellations.cancel(
+        cancelled = await seat_cancellations.cancel(
             stores.gate,
             stores.postgres,
             hall.book,

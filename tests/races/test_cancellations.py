@@ -6,7 +6,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from engine import authorisations, cancellations, ids, reconciliation
+from engine import authorisations, cancellations, ids, reconciliation, seat_cancellations
 from engine.authorisations import Authorisation
 from engine.cancellations import Cancellation, CancellationClosed
 from engine.payments import Payment
@@ -34,7 +34,7 @@ async def rows(shop: Shop, sql: str, *arguments: object) -> list[tuple[Any, ...]
 
 
 async def cancel(shop: Shop, hold_id: str, *seat_nos: str, key: str, by: str | None = "ann") -> Any:
-    return await cancellations.cancel(
+    return await seat_cancellations.cancel(
         shop.stores.gate,
         shop.stores.postgres,
         shop.book,
@@ -227,11 +227,11 @@ async def test_an_event_called_off_while_its_buyers_cancel_refunds_each_once(sho
     requests = [await bought(shop, f"A-1-{at}", by=f"buyer {at}") for at in range(1, 7)]
     schedule_id = str((await shop.sale()).schedule_id)
     await asyncio.gather(
-        cancellations.call_off(shop.stores, shop.book, schedule_id=schedule_id),
+        seat_cancellations.call_off(shop.stores, shop.book, schedule_id=schedule_id),
         *[cancel(shop, request.holding.hold_id, key="k", by=f"buyer {at}") for at, request in enumerate(requests, 1)],
-        *[cancellations.go_on(shop.stores, shop.book, most=2) for _ in range(4)],
+        *[seat_cancellations.go_on(shop.stores, shop.book, most=2) for _ in range(4)],
     )
-    while await cancellations.go_on(shop.stores, shop.book):
+    while await seat_cancellations.go_on(shop.stores, shop.book):
         pass
     assert await rows(shop, "SELECT DISTINCT amount, version FROM balances") == [(10_000_000, 2)]
     assert await rows(shop, "SELECT count(*), sum(amount)::bigint FROM refunds") == [(6, 6 * PRICE)]

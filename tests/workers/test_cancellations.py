@@ -3,7 +3,7 @@
 import asyncio
 import signal
 
-from engine import cancellations
+from engine import seat_cancellations
 from engine.stores.connections import Stores
 from tests.shop import PRICE, Shop, open_shop
 from tests.workers.working import lapse_leases, process, shift, until
@@ -21,12 +21,14 @@ async def sold_out(stores: Stores) -> Shop:
 
 
 async def call_off(shop: Shop) -> None:
-    called_off = await cancellations.call_off(shop.stores, shop.book, schedule_id=str((await shop.sale()).schedule_id))
-    assert isinstance(called_off, cancellations.CallOff)
+    called_off = await seat_cancellations.call_off(
+        shop.stores, shop.book, schedule_id=str((await shop.sale()).schedule_id)
+    )
+    assert isinstance(called_off, seat_cancellations.CallOff)
 
 
-async def progress(shop: Shop) -> cancellations.CallOff:
-    found = await cancellations.find_call_off(shop.stores.postgres, str((await shop.sale()).schedule_id))
+async def progress(shop: Shop) -> seat_cancellations.CallOff:
+    found = await seat_cancellations.find_call_off(shop.stores.postgres, str((await shop.sale()).schedule_id))
     assert found is not None
     return found
 
@@ -62,7 +64,7 @@ async def test_an_event_that_is_off_is_refunded_to_its_end(stores_any: Stores) -
 async def test_a_worker_that_is_killed_in_the_middle_leaves_the_rest_to_the_next(stores: Stores) -> None:
     shop = await sold_out(stores)
     await call_off(shop)
-    assert await cancellations.go_on(stores, shop.book, most=3)
+    assert await seat_cancellations.go_on(stores, shop.book, most=3)
     # One buyer's row is locked by somebody else, so that the worker stands in the middle of its batch.
     async with stores.postgres.acquire() as other, other.transaction():
         await other.execute(
@@ -107,7 +109,7 @@ async def test_two_workers_share_the_batches_and_do_nothing_twice(stores: Stores
     async with shift(stores, "one"), shift(stores, "two"):
 
         async def finished() -> bool:
-            await asyncio.gather(*[cancellations.go_on(stores, shop.book, most=2) for _ in range(2)])
+            await asyncio.gather(*[seat_cancellations.go_on(stores, shop.book, most=2) for _ in range(2)])
             return (await progress(shop)).finished_at is not None
 
         await until(finished)

@@ -93,6 +93,29 @@ async def test_terms_of_a_drop_that_only_its_row_has_reach_the_store(stores: Sto
     assert (await audit(stores.redis, stores.postgres, settle_s=5)).verdict == "true"
 
 
+async def test_products_that_only_postgres_has_reach_the_store(stores: Stores) -> None:
+    """Whoever changed them died before it told the store."""
+    drop = await open_drop(stores)
+    mug = await products.find(stores.postgres, drop.product_ids["mug"])
+    assert mug is not None
+    async with shift(stores):
+        await until(partial(owns, stores, drop))
+        changes: dict[str, Any] = {"price": 900, "status": "STOPPED"}
+        await products.edit(stores.postgres, product_id=mug.product_id, version=1, changes=changes)
+        pin = NewProduct(name="pin", category="Things", price=50, variants=(NewVariant(stock=3),))
+        made = await products.create(stores.postgres, key_id="pin", sale_id=drop.sale_id, listed=[pin], fingerprint="f")
+        assert isinstance(made, tuple)
+        drop.variant_ids["pin"] = made[0][0].variants[0].variant_id
+
+        async def are_told() -> bool:
+            return await drop.fields("prices") == {"mug": "-900", "cap": "2500", "pin": "50"}
+
+        await until(are_told)
+    assert await drop.left() == {"mug": 10, "cap": 10, "pin": 3}
+    await drop.check()
+    assert (await audit(stores.redis, stores.postgres, settle_s=5)).verdict == "true"
+
+
 # Ticks ----------------------------------------------------------------------------------------------------------------
 
 

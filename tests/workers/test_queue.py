@@ -9,6 +9,7 @@ from arq.constants import in_progress_key_prefix
 
 from engine import ids, shifts
 from engine.stores.connections import Stores
+from tests.engine.sold_goods import open_stand
 from tests.shop import open_shop
 from tests.workers.working import until
 from workers import queue
@@ -47,6 +48,20 @@ async def test_rows_of_the_line_are_forgotten_after_thirty_days(stores: Stores) 
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     await redis.aclose(close_connection_pool=True)
+
+
+async def test_intervals_are_made_by_the_clock(stores: Stores) -> None:
+    stand = await open_stand(stores.postgres)
+    tee = await stand.product()
+    await stand.sell({tee.variants[0].variant_id: 2})
+    redis = await pool(stores)
+    await redis.enqueue_job("cron:aggregate")
+    running = asyncio.create_task(queue.run(stores))
+    await until(stand.intervals)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await redis.aclose(close_connection_pool=True)
+    assert [each.sold_quantity for each in await stand.intervals()] == [2]
 
 
 async def test_a_job_that_a_killed_worker_had_begun_holds_up_no_other(stores: Stores) -> None:

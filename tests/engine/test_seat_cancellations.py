@@ -10,10 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import authorisations, cancellations, catalogue, ids, offers, reconciliation, reservations, sales, seats
+from engine import (
+    authorisations,
+    cancellations,
+    catalogue,
+    ids,
+    offers,
+    reconciliation,
+    reservations,
+    sales,
+    seat_cancellations,
+    seats,
+)
 from engine.authorisations import Authorisation
-from engine.cancellations import Cancellation, CancellationClosed, Quote, Rule
+from engine.cancellations import Cancellation, CancellationClosed, Rule
 from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound, SaleClosed
+from engine.seat_cancellations import Quote
 from engine.seats import PaymentRunning, SeatUnknown
 from engine.stores.connections import Stores
 from engine.stores.replies import SaleRebuilding
@@ -45,7 +57,7 @@ async def cancel(
     key: str = "k",
     refund_to: Literal["SOURCE", "BALANCE"] = "SOURCE",
 ) -> Any:
-    return await cancellations.cancel(
+    return await seat_cancellations.cancel(
         shop.stores.gate,
         shop.stores.postgres,
         shop.book,
@@ -58,7 +70,7 @@ async def cancel(
 
 
 async def quote(shop: Shop, hold_id: str, *seat_nos: str, by: str = "ann") -> Any:
-    return await cancellations.quote(
+    return await seat_cancellations.quote(
         shop.stores.gate,
         shop.stores.postgres,
         shop.book,
@@ -127,19 +139,19 @@ POLICY = (Rule(48, 100), Rule(24, 50), Rule(24, 99), Rule(6, 10))
     ],
 )
 def test_the_first_rule_that_is_still_in_time_counts(before: timedelta, expected: object) -> None:
-    assert cancellations.rule_of(POLICY, start_at=START, now=START - before) == expected
+    assert seat_cancellations.rule_of(POLICY, start_at=START, now=START - before) == expected
 
 
 def test_rules_count_in_the_order_given() -> None:
     policy = (Rule(0, 10), Rule(48, 100))
-    assert cancellations.rule_of(policy, start_at=START, now=START - timedelta(days=9)) == Rule(0, 10)
+    assert seat_cancellations.rule_of(policy, start_at=START, now=START - timedelta(days=9)) == Rule(0, 10)
 
 
 @pytest.mark.parametrize("policy", [(), (Rule(0, 100),)])
 def test_no_policy_is_everything_until_the_start(policy: tuple[Rule, ...]) -> None:
     last = START - timedelta(microseconds=1)
-    assert cancellations.rule_of(policy, start_at=START, now=last) == Rule(0, 100)
-    assert cancellations.rule_of(policy, start_at=START, now=START) == CancellationClosed(reason="STARTED")
+    assert seat_cancellations.rule_of(policy, start_at=START, now=last) == Rule(0, 100)
+    assert seat_cancellations.rule_of(policy, start_at=START, now=START) == CancellationClosed(reason="STARTED")
 
 
 @given(
@@ -716,19 +728,19 @@ async def test_refunds_are_found_and_listed_by_whose_they_are(shop: Shop) -> Non
 
 
 async def call_off(shop: Shop) -> Any:
-    return await cancellations.call_off(shop.stores, shop.book, schedule_id=str((await shop.sale()).schedule_id))
+    return await seat_cancellations.call_off(shop.stores, shop.book, schedule_id=str((await shop.sale()).schedule_id))
 
 
 async def finish(shop: Shop, *, most: int = 400) -> int:
     """Go on until there is nothing to do at once; returns the batches."""
     batches = 0
-    while await cancellations.go_on(shop.stores, shop.book, most=most):
+    while await seat_cancellations.go_on(shop.stores, shop.book, most=most):
         batches += 1
     return batches
 
 
 async def progress(shop: Shop) -> tuple[int, int, bool]:
-    found = await cancellations.find_call_off(shop.stores.postgres, str((await shop.sale()).schedule_id))
+    found = await seat_cancellations.find_call_off(shop.stores.postgres, str((await shop.sale()).schedule_id))
     assert found is not None
     return found.total, found.done, found.finished_at is not None
 
@@ -834,7 +846,7 @@ async def test_batches_are_bounded_and_nothing_is_done_twice(shop: Shop) -> None
     for at in range(1, 7):
         await bought(shop, f"A-1-{at}", by=f"buyer {at}")
     await call_off(shop)
-    assert await cancellations.go_on(shop.stores, shop.book, most=2)
+    assert await seat_cancellations.go_on(shop.stores, shop.book, most=2)
     assert await progress(shop) == (6, 2, False)
     assert await finish(shop, most=2) == 2
     await shop.drain()
@@ -914,9 +926,9 @@ async def test_a_buyer_who_cancels_an_event_that_is_off_has_everything_back(shop
 
 
 async def test_an_event_that_nobody_knows_is_not_called_off(shop: Shop) -> None:
-    missing = await cancellations.call_off(shop.stores, shop.book, schedule_id=ids.random_id())
+    missing = await seat_cancellations.call_off(shop.stores, shop.book, schedule_id=ids.random_id())
     assert missing == NotFound()
-    assert await cancellations.find_call_off(shop.stores.postgres, ids.random_id()) is None
+    assert await seat_cancellations.find_call_off(shop.stores.postgres, ids.random_id()) is None
 
 
 async def test_two_workers_never_do_the_same_batch(shop: Shop) -> None:
@@ -924,7 +936,7 @@ async def test_two_workers_never_do_the_same_batch(shop: Shop) -> None:
         await bought(shop, f"A-1-{at}", by=f"buyer {at}")
     await call_off(shop)
     for _ in range(3):
-        await asyncio.gather(*[cancellations.go_on(shop.stores, shop.book, most=1) for _ in range(4)])
+        await asyncio.gather(*[seat_cancellations.go_on(shop.stores, shop.book, most=1) for _ in range(4)])
     await finish(shop)
     assert await rows(shop, "SELECT count(*), count(DISTINCT reservation_id) FROM cancellations") == [(6, 6)]
     assert await rows(shop, "SELECT DISTINCT amount, version FROM balances") == [(10_000_000, 2)]
