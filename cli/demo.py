@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from engine.installation import prepare_database
 from engine.settings import Settings
 from engine.stores import embedded, queries
 from engine.stores.connections import open_postgres, open_redis
-from loadtests import audit, crowd, latecomers
+from loadtests import audit, crowd, latecomers, rushes
 from loadtests.client import Answer, Client
-from loadtests.crowd import Crowd, Habit, Tally
+from loadtests.crowd import Crowd, Habit, Person, Tally
 from loadtests.history import History
+from loadtests.rushes import Coupons, Drop
 
 SQL = queries.load("audit")
 
@@ -42,6 +43,10 @@ KEY = "demo.key"
 
 HOLD_S = 10
 RICH, POOR = 2_000_000, 1_000
+SHIRT = 35_000
+UNITS, COUPONS = 500, 1_000
+SHOPPERS_SHARE, HUNTERS_SHARE = 5 / 16, 5 / 8
+"""How many come for goods and for coupons, for each who comes for seats; a third more than there are, or many more."""
 CONNECTIONS_MAX = 256
 PLAIN_EVERY_S = 2.0
 
@@ -83,6 +88,7 @@ async def _show(settings: Settings, console: Console, children: list[Child], *, 
         for number, (user_id, token) in zip(poor, await operator.make_accounts(len(poor), POOR), strict=True):
             people[number] = replace(people[number], user_id=user_id, access_token=token)
         _tell(console, "crowd", f"{len(people):,} people with an account and a balance are at the door")
+        beside = await _make_rushes(operator, client, people, console, seed=seed)
         began = time.monotonic()
         with History(history_path) as history:
             visitors = Crowd(
@@ -94,14 +100,69 @@ async def _show(settings: Settings, console: Console, children: list[Child], *, 
                 seed=seed,
                 cards=not settings.has_real_gateway and settings.stripe_api_key is not None,
             )
-            tally = await _watch(visitors, concert, console, children)
-            await latecomers.come(visitors, seed=seed)
+            beside.keep(history)
+            async with asyncio.TaskGroup() as rushing:
+                rushing.create_task(beside.run())
+                tally = await _watch(visitors, concert, beside, console, children)
+                await latecomers.come(visitors, seed=seed)
             _tell_returns(tally, console)
         took_s = time.monotonic() - began
         await _summarise(settings, concert, tally, took_s, console)
+        _summarise_rushes(beside, console)
         report = await _audit(settings, history_path)
         auditing.show(report, console)
         return report.verdict == "true"
+
+
+@dataclass
+class Beside:
+    """What goes on beside the concert."""
+
+    drop: Drop
+    coupons: Coupons
+    coupons_total: int
+
+    def keep(self, history: History) -> None:
+        """Have what is heard written down."""
+        self.drop.history = self.coupons.history = history
+
+    async def run(self) -> None:
+        """Send both crowds in and wait until the last one has gone."""
+        await asyncio.gather(self.coupons.run(), self.drop.run())
+
+    @property
+    def so_far(self) -> str:
+        """How far they are."""
+        sold, issued = self.drop.tally.stages["sold"], self.coupons.tally.stages["issued"]
+        return f"{sold:,} of {self.drop.units:,} units sold, {issued:,} of {self.coupons_total:,} coupons issued"
+
+
+async def _make_rushes(
+    operator: "Operator", client: Client, people: list[Person], console: Console, *, seed: int
+) -> Beside:
+    """Make a drop and coupons, and gather who wants them: some of the concert's crowd want a coupon, too."""
+    accounts = await operator.make_accounts(max(2, int(len(people) * SHOPPERS_SHARE)), RICH)
+    shoppers = crowd.gather(accounts, random.Random(seed), rushes.SHOPPERS)
+    hunters = shoppers + people[: int(len(people) * HUNTERS_SHARE) - len(shoppers)]
+    units, coupons_total = min(UNITS, len(shoppers) * 2 // 3), min(COUPONS, len(hunters) * 2 // 3)
+    sale_id, variant_id = await operator.make_drop(units, shoppers=len(shoppers))
+    coupons = Coupons(client, coupon_id=await operator.make_coupons(coupons_total), people=hunters, seed=seed)
+    drop = Drop(
+        client,
+        sale_id=sale_id,
+        variant_id=variant_id,
+        units=units,
+        people=shoppers,
+        coupons=coupons.issued,
+        seed=seed,
+    )
+    _tell(
+        console,
+        "beside",
+        f"{units:,} units are dropped to {len(shoppers):,} people, and {len(hunters):,} want one of "
+        f"{coupons_total:,} coupons",
+    )
+    return Beside(drop, coupons, coupons_total)
 
 
 # The operator ---------------------------------------------------------------------------------------------------------
@@ -144,6 +205,30 @@ class Operator:
         }
         await self._ask("PATCH", f"/v1/admin/sales/{concert.sale_id}/queue", room)
         return concert
+
+    async def make_drop(self, units: int, *, shoppers: int) -> tuple[str, str]:
+        """Drop so many units of one variant, with a line of its own; returns its sale's id and the variant's."""
+        drop = {"name": "The tour shirt", "hold_s": HOLD_S, "per_buyer_max": 2}
+        sale_id: str = (await self._ask("POST", "/v1/admin/sales", drop)).json()["sale_id"]
+        shirt = {"name": "Tour shirt", "category": "Shirts", "price": SHIRT, "sale_id": sale_id}
+        made = await self._ask("POST", "/v1/admin/products", {**shirt, "variants": [{"size": "M", "stock": units}]})
+        room = {"state": "open", "active_max": max(50, shoppers // 4), "admitted_per_minute_max": 60_000}
+        await self._ask("PATCH", f"/v1/admin/sales/{sale_id}/queue", {**room, "entry_s": 10, "session_s": 60})
+        return sale_id, made.json()["variants"][0]["variant_id"]
+
+    async def make_coupons(self, count: int) -> str:
+        """Make a source of so many coupons; returns its id."""
+        now = datetime.now(UTC)
+        coupon = {
+            "name": "A tenth off",
+            "type": "RATE",
+            "discount_rate": 10,
+            "quantity": count,
+            "usable_from": f"{now - timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}",
+            "usable_to": f"{now + timedelta(days=30):%Y-%m-%dT%H:%M:%SZ}",
+        }
+        coupon_id: str = (await self._ask("POST", "/v1/admin/coupons", coupon)).json()["coupon_id"]
+        return coupon_id
 
     async def make_accounts(self, count: int, balance: int) -> list[tuple[str, str]]:
         """Make users by the bulk route; answers the id and the token of each."""
@@ -188,12 +273,12 @@ def _tell_returns(tally: Tally, console: Console) -> None:
         )
 
 
-async def _watch(visitors: Crowd, concert: Concert, console: Console, children: list[Child]) -> Tally:
+async def _watch(visitors: Crowd, concert: Concert, beside: Beside, console: Console, children: list[Child]) -> Tally:
     """Show how the crowd gets on, as bars on a terminal and as a line now and then elsewhere."""
     going = asyncio.create_task(visitors.run())
     try:
         show = _bars if console.is_terminal else _lines
-        with show(console, len(visitors.people), concert.seats_total) as update:
+        with show(console, len(visitors.people), concert.seats_total, beside) as update:
             while not going.done():
                 await asyncio.wait([going], timeout=0.1)
                 processes.raise_if_ended(children)
@@ -207,7 +292,7 @@ Update = Callable[[Tally], None]
 
 
 @contextmanager
-def _bars(console: Console, people: int, seats: int) -> Iterator[Update]:
+def _bars(console: Console, people: int, seats: int, beside: Beside) -> Iterator[Update]:
     columns = (
         TextColumn("{task.description:<14}"),
         BarColumn(bar_width=None),
@@ -221,17 +306,21 @@ def _bars(console: Console, people: int, seats: int) -> Iterator[Update]:
             "gone": progress.add_task("gone home", total=people),
             "sold": progress.add_task("[bold]seats sold[/]", total=seats),
         }
+        units = progress.add_task("[bold]units sold[/]", total=beside.drop.units)
+        coupons = progress.add_task("[bold]coupons[/]", total=beside.coupons_total)
 
         def update(tally: Tally) -> None:
             for name, bar in bars.items():
                 done = sum(tally.endings.values()) if name == "gone" else tally.stages[name]
                 progress.update(bar, completed=done)
+            progress.update(units, completed=beside.drop.tally.stages["sold"])
+            progress.update(coupons, completed=beside.coupons.tally.stages["issued"])
 
         yield update
 
 
 @contextmanager
-def _lines(console: Console, people: int, seats: int) -> Iterator[Update]:
+def _lines(console: Console, people: int, seats: int, beside: Beside) -> Iterator[Update]:
     began = time.monotonic()
     moments = itertools.count(1)
     due = next(moments) * PLAIN_EVERY_S
@@ -247,8 +336,9 @@ def _lines(console: Console, people: int, seats: int) -> Iterator[Update]:
         stages = tally.stages
         console.print(
             f"{passed:4.0f} s  {stages['joined']:,} of {people:,} joined, {stages['admitted']:,} admitted, "
-            f"{sum(tally.endings.values()):,} gone home, {stages['sold']:,} of {seats:,} seats sold",
+            f"{sum(tally.endings.values()):,} gone home, {stages['sold']:,} of {seats:,} seats sold; {beside.so_far}",
             highlight=False,
+            soft_wrap=True,
         )
 
     yield update
@@ -283,6 +373,23 @@ async def _summarise(settings: Settings, concert: Concert, tally: Tally, took_s:
     console.print("\n[dim]persist lag: from the funds being set aside to the sale standing in Postgres[/]")
     for fault in tally.faults[:3]:
         console.print(f"no answer: {fault}", style="yellow", highlight=False)
+    console.print()
+
+
+def _summarise_rushes(beside: Beside, console: Console) -> None:
+    drop, coupons = beside.drop, beside.coupons
+    bought, issued = drop.tally.endings[rushes.BOUGHT], coupons.tally.stages["issued"]
+    told = {
+        f"{drop.tally.stages['sold']:,} of {drop.units:,} units sold": (
+            f"to {bought:,} of {len(drop.people):,} people, {drop.tally.stages['with a coupon']:,} of them with a "
+            f"coupon; {rushes.refused(drop)}; {rushes.told(drop, 'order')}, {rushes.told(drop, 'pay')}"
+        ),
+        f"{issued:,} of {beside.coupons_total:,} coupons issued": (
+            f"to {len(coupons.people):,} who asked; {rushes.refused(coupons)}; {rushes.told(coupons, 'issue')}"
+        ),
+    }
+    for what, how in told.items():
+        console.print(f"[bold]{what}[/] {how}", highlight=False, soft_wrap=True)
     console.print()
 
 

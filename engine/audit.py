@@ -571,21 +571,21 @@ async def _believe(postgres: asyncpg.Pool, heard: Sequence[Heard]) -> _Case:
 async def _believe_orders(postgres: asyncpg.Pool, case: _Case, bought: Sequence[Heard]) -> None:
     """Hold the book to what buyers of goods were told: each order is theirs, and no unit was sold twice."""
     units: Counter[str] = Counter()
-    for chunk in _in_chunks(bought, 1000):
-        payment_ids = [line.payment_id for line in chunk]
-        rows = {row["payment_id"]: row for row in await SQL.find_heard_orders.fetch(postgres, payment_ids)}
-        for line in chunk:
-            for each in line.lines:
-                variant_id, _, quantity = each.rpartition(":")
-                units[variant_id] += int(quantity)
-            if complaint := _disproof_of_order(line, rows.get(line.payment_id or "")):
-                case.accuse(f"payment {line.payment_id} was heard as confirmed: {complaint}")
+    for each in [each for line in bought for each in line.lines]:
+        variant_id, _, quantity = each.rpartition(":")
+        units[variant_id] += int(quantity)
     for row in await SQL.find_heard_variants.fetch(postgres, list(units)):
         if units[row["variant_id"]] > row["units"]:
             case.accuse(
                 f"{units[row['variant_id']]} units of variant {row['variant_id']} were confirmed, and there were no "
                 f"more than {row['units']} to sell"
             )
+    for chunk in _in_chunks(bought, 1000):
+        payment_ids = [line.payment_id for line in chunk]
+        rows = {row["payment_id"]: row for row in await SQL.find_heard_orders.fetch(postgres, payment_ids)}
+        for line in chunk:
+            if complaint := _disproof_of_order(line, rows.get(line.payment_id or "")):
+                case.accuse(f"payment {line.payment_id} was heard as confirmed: {complaint}")
     if bought:
         case.looked_at["of goods"] = len(bought)
 

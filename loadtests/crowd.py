@@ -208,10 +208,14 @@ class Crowd:
             async with asyncio.TaskGroup() as crowd:
                 for number, person in enumerate(self.people):
                     dice = random.Random(self._seed * 1_000_003 + number)
-                    crowd.create_task(self.count(Buyer(self, person, dice).visit(), person))
+                    crowd.create_task(self.count(self._send(person, dice), person))
         finally:
             board.cancel()
         return self.tally
+
+    def _send(self, person: Person, dice: random.Random) -> Coroutine[Any, Any, None]:
+        """Send somebody on their way."""
+        return Buyer(self, person, dice).visit()
 
     async def count(self, journey: Coroutine[Any, Any, object], person: Person) -> bool:
         """Go a part of somebody's way, and count how it ended, if it did; returns whether it goes on."""

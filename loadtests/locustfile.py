@@ -1,4 +1,4 @@
-"""Locust buyers: the on-sale rush, a coupon rush, and the same crowd at a shop that reads before it writes.
+"""Locust buyers: the on-sale rush, a coupon rush, a drop rush, and the same crowd at shops that read before they write.
 
 Run by `loadtests.rush`, which writes the plan that this reads: who the buyers are, what they want, and where to note
 what they heard. Each buyer goes once, from the line to the ticket.
@@ -19,6 +19,7 @@ from locust.exception import StopUser
 PLAN: dict[str, Any] = json.loads(Path(os.environ["LASTSEAT_LOAD_PLAN"]).read_text())
 ATTEMPTS_MAX = 8
 POLLS_MAX = 200
+GIVEN_BACK_SHARE = 0.1
 
 _buyers = itertools.count()
 _gone = itertools.count(1)
@@ -57,24 +58,8 @@ class Buyer(FastHttpUser):
                 response.success()
             return response
 
-
-class RushBuyer(Buyer):
-    """Join, wait, pick from the map, reserve, pay."""
-
-    @task
-    def buy(self) -> None:
-        """Go once through the whole journey, and again for other seats while some are free."""
-        place = self._wait() if self.token else ""
-        for _ in range(ATTEMPTS_MAX if place else 0):
-            seats = self._pick()
-            if not seats:  # sold out: make room for whoever still hopes
-                self.send("DELETE", f"/v1/sales/{PLAN['sale_id']}/queue/token", "leave", **{"queue-token": place})
-                break
-            if self._try(place, seats):
-                break
-        raise StopUser
-
-    def _wait(self) -> str:
+    def wait_in_line(self) -> str:
+        """Join and wait for the turn; the token of a place that is ACTIVE, or nothing."""
         path = f"/v1/sales/{PLAN['sale_id']}/queue/token"
         joined = self.send("POST", f"{path}s", "join", {}, **key())
         if joined.status_code not in (200, 201):
@@ -89,6 +74,34 @@ class RushBuyer(Buyer):
                 token = polled.json()
         return token["token"] if token["status"] == "ACTIVE" else ""
 
+    def pay(self, path: str, body: dict[str, Any]) -> tuple[Any, str]:
+        """Pay, and ask again while it is not decided; the answer and the payment's key."""
+        paying = key()
+        paid = self.send("POST", path, "pay", body, **paying)
+        for _ in range(ATTEMPTS_MAX):
+            if paid.status_code not in (202, 503):
+                break
+            sleep(1)
+            paid = self.send("POST", path, "pay", body, **paying)
+        return paid, paying["idempotency-key"]
+
+
+class RushBuyer(Buyer):
+    """Join, wait, pick from the map, reserve, pay."""
+
+    @task
+    def buy(self) -> None:
+        """Go once through the whole journey, and again for other seats while some are free."""
+        place = self.wait_in_line() if self.token else ""
+        for _ in range(ATTEMPTS_MAX if place else 0):
+            seats = self._pick()
+            if not seats:  # sold out: make room for whoever still hopes
+                self.send("DELETE", f"/v1/sales/{PLAN['sale_id']}/queue/token", "leave", **{"queue-token": place})
+                break
+            if self._try(place, seats):
+                break
+        raise StopUser
+
     def _pick(self) -> list[str]:
         found = self.send("GET", f"/v1/schedules/{PLAN['schedule_id']}/seats", "map")
         free = [seat["seat_no"] for seat in found.json()["seats"] if seat["status"] == "FREE"]
@@ -101,13 +114,7 @@ class RushBuyer(Buyer):
             return bool(held.status_code != 409)
         reservation = held.json()
         path = f"/v1/reservations/{reservation['reservation_id']}/payments"
-        paying = key()
-        paid = self.send("POST", path, "pay", {"method": "BALANCE"}, **paying)
-        for _ in range(ATTEMPTS_MAX):
-            if paid.status_code not in (202, 503):
-                break
-            sleep(1)
-            paid = self.send("POST", path, "pay", {"method": "BALANCE"}, **paying)
+        paid, pay_key = self.pay(path, {"method": "BALANCE"})
         if paid.status_code == 201:
             document = paid.json()
             note(
@@ -115,7 +122,7 @@ class RushBuyer(Buyer):
                     "event": "confirmed",
                     "sale_id": PLAN["sale_id"],
                     "user_id": self.user_id,
-                    "key": paying["idempotency-key"],
+                    "key": pay_key,
                     "reservation_id": reservation["reservation_id"],
                     "seats": seats,
                     "amount": document["final_amount"],
@@ -154,6 +161,73 @@ class CouponUser(Buyer):
                     }
                 )
         raise StopUser
+
+
+class DropBuyer(Buyer):
+    """Join, wait, order one or two units of what is dropped, pay; some give their order back."""
+
+    @task
+    def buy(self) -> None:
+        """Go once through the whole journey, and again while others give something back."""
+        place = self.wait_in_line() if self.token else ""
+        for _ in range(ATTEMPTS_MAX if place else 0):
+            lines = [{"variant_id": PLAN["variant_id"], "quantity": _dice.choice((1, 1, 2))}]
+            named = {"queue-token": place, **key()}
+            ordered = self.send("POST", "/v1/orders", "order", {"lines": lines}, **named)
+            if ordered.status_code == 201:
+                self._settle(ordered.json(), lines)
+                break
+            if ordered.status_code != 409:
+                break
+            sleep(_dice.random())
+        raise StopUser
+
+    def _settle(self, order: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+        path = f"/v1/orders/{order['order_id']}"
+        if _dice.random() < GIVEN_BACK_SHARE:
+            self.send("DELETE", path, "give back")
+            return
+        paid, pay_key = self.pay(f"{path}/payments", {"method": "BALANCE"})
+        if paid.status_code == 201:
+            document = paid.json()
+            note_order(self, pay_key, order["order_id"], lines, document["final_amount"], document["payment_id"])
+
+
+class NaiveDropBuyer(Buyer):
+    """Orders at the twin that looks how many are left and then writes down one less."""
+
+    @task
+    def buy(self) -> None:
+        """Order until an order is said to stand."""
+        lines = [{"variant_id": PLAN["variant_id"], "quantity": 1}]
+        for _ in range(ATTEMPTS_MAX if self.token else 0):
+            named = key()
+            sold = self.send("POST", "/twins/naive_orders", "naive", {"lines": lines}, **named)
+            if sold.status_code == 201:
+                order_id = sold.json()["order_id"]
+                note_order(self, named["idempotency-key"], order_id, lines, 0, order_id)
+                break
+        raise StopUser
+
+
+def note_order(
+    buyer: Buyer, pay_key: str, order_id: str, lines: list[dict[str, Any]], amount: int, payment_id: str
+) -> None:
+    """Write down an order that was heard to be bought."""
+    note(
+        {
+            "event": "confirmed",
+            "sale_id": PLAN["sale_id"],
+            "user_id": buyer.user_id,
+            "key": pay_key,
+            "reservation_id": "",
+            "seats": [],
+            "amount": amount,
+            "payment_id": payment_id,
+            "order_id": order_id,
+            "lines": [f"{line['variant_id']}:{line['quantity']}" for line in lines],
+        }
+    )
 
 
 class NaiveBuyer(Buyer):

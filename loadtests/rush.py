@@ -1,8 +1,8 @@
 """``make load``: Locust rushes against the embedded stores, the audit of them, and a control that must fail it.
 
-More buyers than seats come at once, then the same crowd for fewer coupons. Afterwards every invariant is checked, with
-what each buyer heard. Then the crowd goes to a twin that reads before it writes; if the audit did not see that one
-oversell, it would prove nothing.
+More buyers than seats come at once, then the same crowd for fewer coupons, then for fewer units of a drop. Afterwards
+every invariant is checked, with what each buyer heard. Then the crowd goes to twins that read before they write; if the
+audit did not see those oversell, it would prove nothing.
 """
 
 import argparse
@@ -20,11 +20,15 @@ from loadtests.shop import Shop, shop
 
 SEATS = 1_000
 COUPONS = 400
+UNITS = 500
 BUYERS = 1_200
 NAIVE_SEATS = 40
+NAIVE_UNITS = 40
 NAIVE_BUYERS = 300
 RUN_S = 90
+REPORTS = ("rush", "coupons", "drop", "control", "drop_control")
 SOLD_TO_BOTH = "was confirmed to both"
+MORE_THAN_THERE_WERE = "were confirmed, and there were no more than"
 
 
 def main() -> int:
@@ -55,9 +59,17 @@ async def rush(locust: Path, reports: Path, buyers: int, seats: int, seed: int) 
         await _locust(
             locust,
             running,
-            {**plan, "coupon_id": await _make_coupons(running), "seed": seed, "history": str(heard)},
+            {**plan, "coupon_id": await running.make_coupons(COUPONS), "seed": seed, "history": str(heard)},
             "CouponUser",
             reports / "coupons.html",
+        )
+        dropped = await _make_drop(running, UNITS, active_max=200, admitted_per_minute_max=6_000)
+        await _locust(
+            locust,
+            running,
+            {**plan, **dropped, "seed": seed, "history": str(heard)},
+            "DropBuyer",
+            reports / "drop.html",
         )
         clean = await _audit(running, heard)
         print(audit.describe(clean), flush=True)
@@ -72,23 +84,42 @@ async def rush(locust: Path, reports: Path, buyers: int, seats: int, seed: int) 
         control = {**plan, "buyers": accounts[:NAIVE_BUYERS], "seed": seed, "history": str(naive)}
         await _locust(locust, running, control, "NaiveBuyer", reports / "control.html")
         caught = await _audit(running, naive)
-    oversold = [finding for check in caught.checks for finding in check.findings if SOLD_TO_BOTH in finding]
+
+        units = await _make_drop(running, NAIVE_UNITS)
+        await running.client.request(
+            "POST",
+            "/twins/units",
+            headers={"authorization": f"Bearer {accounts[0][1]}", "idempotency-key": "units"},
+            body={"variant_id": units["variant_id"], "quantity": NAIVE_UNITS},
+        )
+        naive = running.folder / "naive_drop.jsonl"
+        control = {**plan, **units, "buyers": accounts[:NAIVE_BUYERS], "seed": seed, "history": str(naive)}
+        await _locust(locust, running, control, "NaiveDropBuyer", reports / "drop_control.html")
+        caught_units = await _audit(running, naive)
+    oversold = _findings(caught, SOLD_TO_BOTH)
     print(f"The control sold {len(oversold)} seats twice, for example: {oversold[0] if oversold else '-'}")
-    print(f"Reports: {reports}/rush.html, {reports}/coupons.html, {reports}/control.html")
+    oversold_units = _findings(caught_units, MORE_THAN_THERE_WERE)
+    print(f"The control of the drop: {oversold_units[0] if oversold_units else 'sold no more than there were'}")
+    print(f"Reports: {', '.join(f'{reports}/{name}.html' for name in REPORTS)}")
     if clean.verdict != "true":
         print("The rush broke an invariant.", file=sys.stderr)
         return 1
-    if not oversold:
+    if not oversold or not oversold_units:
         print("The audit did not see the control oversell: it proves nothing.", file=sys.stderr)
         return 1
     return 0
 
 
-async def _make_coupons(running: Shop) -> str:
-    terms = {"name": "First come", "type": "FIXED", "discount_amount": 1000, "quantity": COUPONS}
-    usable = {"usable_from": "2026-01-01T00:00:00Z", "usable_to": "2036-01-01T00:00:00Z"}
-    coupon_id: str = (await running.order("POST", "/v1/admin/coupons", terms | usable))["coupon_id"]
-    return coupon_id
+async def _make_drop(running: Shop, units: int, **room: int) -> dict[str, str]:
+    """Make a drop; with terms of a room it has a line."""
+    sale_id, variant_id = await running.make_drop(units)
+    if room:
+        await running.open_room(sale_id, **room)
+    return {"sale_id": sale_id, "variant_id": variant_id}
+
+
+def _findings(report: audit.Report, what: str) -> list[str]:
+    return [finding for check in report.checks for finding in check.findings if what in finding]
 
 
 async def _accounts(running: Shop, count: int) -> list[tuple[str, str]]:
