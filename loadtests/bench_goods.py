@@ -80,18 +80,22 @@ async def hot_unit() -> tuple[list[Row], list[str]]:
         bench = Bench(running, tokens, variant_id)
         row = {"variant_id": variant_id, "quantity": 2 * units}
         await running.client.request("POST", "/twins/units", headers=headers(tokens[0]), body=row)
-        found: dict[str, list[float]] = {name: [] for name in ("noop", "orders", "rows", "bare_noop", "bare_rows")}
+        found: dict[str, list[float]] = {name: [] for name in ("noop", "rows", "bare_noop", "bare_rows")}
+        runs: list[Journeys] = []
         await bench.orders()  # warm
         await bench.orders("/twins/framework/orders")
         await bench.orders("/twins/framework/order_rows", ROW_REQUESTS)
         for _ in range(ROUNDS):
             found["noop"].append((await bench.orders("/twins/framework/orders")).per_s)
-            found["orders"].append((await bench.orders()).per_s)
+            meter = Meter(await parts_of(running))
+            ordered = await bench.orders()
+            runs.append(Journeys(REQUESTS, ordered.per_s, {}, [], meter.spent_s()))
             found["rows"].append((await bench.orders("/twins/framework/order_rows", ROW_REQUESTS)).per_s)
             found["bare_noop"].append((await bench.orders("/twins/orders")).per_s)
             found["bare_rows"].append((await bench.orders("/twins/order_rows", ROW_REQUESTS)).per_s)
         await _check(running, HELD, sale_id, {"orders": units, "units": units}, within_s=60.0)
     middle = {name: statistics.median(values) for name, values in found.items()}
+    middle["orders"] = statistics.median(run.per_s for run in runs)
     rows = [
         ratio_row(
             "order_hot_vs_noop",
@@ -116,7 +120,7 @@ async def hot_unit() -> tuple[list[Row], list[str]]:
         f"{middle['orders'] / middle['bare_noop']:.2f} of that no-op and "
         f"{middle['orders'] / middle['bare_rows']:.2f} of that row)."
     )
-    return rows, [bare]
+    return rows, [bare, cost_of(runs)]
 
 
 # To the commit --------------------------------------------------------------------------------------------------------

@@ -74,6 +74,10 @@ class Buyer(FastHttpUser):
                 token = polled.json()
         return token["token"] if token["status"] == "ACTIVE" else ""
 
+    def leave(self, place: str) -> None:
+        """Give the place up; harmless where it is used up already."""
+        self.send("DELETE", f"/v1/sales/{PLAN['sale_id']}/queue/token", "leave", **{"queue-token": place})
+
     def pay(self, path: str, body: dict[str, Any]) -> tuple[Any, str]:
         """Pay, and ask again while it is not decided; the answer and the payment's key."""
         paying = key()
@@ -96,7 +100,7 @@ class RushBuyer(Buyer):
         for _ in range(ATTEMPTS_MAX if place else 0):
             seats = self._pick()
             if not seats:  # sold out: make room for whoever still hopes
-                self.send("DELETE", f"/v1/sales/{PLAN['sale_id']}/queue/token", "leave", **{"queue-token": place})
+                self.leave(place)
                 break
             if self._try(place, seats):
                 break
@@ -180,6 +184,8 @@ class DropBuyer(Buyer):
             if ordered.status_code != 409:
                 break
             sleep(_dice.random())
+        if place:  # make room for whoever still hopes
+            self.leave(place)
         raise StopUser
 
     def _settle(self, order: dict[str, Any], lines: list[dict[str, Any]]) -> None:
