@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import asyncpg
 import msgspec
 
-from engine import coupon_audit
+from engine import coupon_audit, statistics
 from engine.coupon_audit import Source
 from engine.stores import queries
 from engine.stores.connections import RedisClient
@@ -143,7 +143,7 @@ async def audit(
     cases = [
         await _count_seats(found, halls),
         await _compare_charges(found),
-        await _find_repeats(found, heard or []),
+        await _find_repeats(found, await statistics.check(postgres), heard or []),
         await _judge_line(found, redis, halls),
         await _sum_balances(found),
         await _find_unfinished(found, halls, grace_s),
@@ -663,7 +663,9 @@ def _disproof_of_order(line: Heard, row: asyncpg.Record | None) -> str | None:
 
 
 async def _compare_charges(found: _Questions) -> _Case:
-    case = _Case("I3", await found.count("payments", "late_payments", "refunds", "reservations", "orders"))
+    case = _Case(
+        "I3", await found.count("payments", "late_payments", "refunds", "reservations", "orders", "user_coupons")
+    )
     case.accuse_all(
         await found.ask("find_double_charges"),
         lambda row: f"hold {row['hold_id']} has the payments {', '.join(row['payment_ids'])}",
@@ -721,6 +723,19 @@ async def _compare_charges(found: _Questions) -> _Case:
         ),
     )
     case.accuse_all(
+        await found.ask("find_misused_coupons"),
+        lambda row: (
+            f"coupon {row['user_coupon_id']} is {row['coupon_status']}: {row['running']} payments that run name it, "
+            f"{row['bought']} that bought something, {row['strangers']} of other people"
+        ),
+    )
+    case.accuse_all(
+        await found.ask("find_uneven_discounts"),
+        lambda row: (
+            f"payment {row['payment_id']} has a discount of {row['discount_amount']}, its seats of {row['shared']}"
+        ),
+    )
+    case.accuse_all(
         await found.ask("find_uneven_cancellations"),
         lambda row: (
             f"cancellation {row['cancellation_id']} of hold {row['hold_id']} promised "
@@ -730,7 +745,7 @@ async def _compare_charges(found: _Questions) -> _Case:
     return case
 
 
-async def _find_repeats(found: _Questions, heard: Sequence[Heard]) -> _Case:
+async def _find_repeats(found: _Questions, miscounted: Sequence[str], heard: Sequence[Heard]) -> _Case:
     case = _Case("I4", await found.count("balance_history", "tickets", "waiting_list_entries"))
     case.accuse_all(
         await found.ask("find_repeated_changes"),
@@ -751,6 +766,8 @@ async def _find_repeats(found: _Questions, heard: Sequence[Heard]) -> _Case:
             f"reservation is {row['reservation_status'] or 'not there'}, with {row['seats']}"
         ),
     )
+    for finding in miscounted:
+        case.accuse(f"statistics: {finding}")
     effects: dict[tuple[str, str, str], str] = {}
     doors: dict[int | None, tuple[str, str]] = {}
     for line in heard:
@@ -842,7 +859,7 @@ async def _sum_balances(found: _Questions) -> _Case:
 
 
 async def _find_unfinished(found: _Questions, halls: Sequence[Hall], grace_s: int) -> _Case:
-    case = _Case("I7", await found.count("reservations", "payments", "restores"))
+    case = _Case("I7", await found.count("reservations", "orders", "payments", "restores"))
     case.accuse_all(
         await found.ask("find_unfinished", grace_s),
         lambda row: f"{row['what']} {row['id']} should have ended at {row['since']:%F %T}",

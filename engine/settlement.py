@@ -46,6 +46,7 @@ class _Payment(msgspec.Struct):
     balance_amount: int
     card_amount: int
     decline_code: str | None
+    user_coupon_id: str | None
 
 
 class _Verdict(msgspec.Struct):
@@ -56,6 +57,9 @@ class _Verdict(msgspec.Struct):
     captures: list[Leg] = []
     voids: list[Leg] = []
     ended_payments: dict[str, str] = {}
+    # Payments whose coupons are used, and those whose coupons are free again.
+    redeemed: list[str] = []
+    freed: list[str] = []
     endings: dict[str, str] = {}
     restores: dict[str, int] = {}
     processed: list[tuple[int, str]] = []
@@ -184,6 +188,8 @@ def _decide_confirmed(
         return
     row.status, payment.status = "CONFIRMED", "SUCCESS"
     claims.take(hold_id, row.lines)
+    if payment.user_coupon_id is not None:
+        verdict.redeemed.append(payment_id)
     verdict.sold.append(Sold(hold_id, row.user_id, payment_id, payment.discount_amount))
     if entry.number("queue_no") > 0:
         verdict.processed.append((entry.number("queue_no"), entry.id("buyer_id")))
@@ -220,6 +226,8 @@ def _end_payment(verdict: _Verdict, payment_id: str, payment: _Payment, balances
         balances[payment.user_id].set_aside -= payment.balance_amount
     payment.status = "FAILED" if payment.status == "PENDING" else "VOIDED"
     verdict.ended_payments[payment_id] = payment.status
+    if payment.user_coupon_id is not None:
+        verdict.freed.append(payment_id)
     if payment.decline_code is None:
         verdict.voids.append(Leg(payment_id, payment.card_amount))
 
@@ -231,12 +239,14 @@ async def _write(connection: Connection, sale: Sale, verdict: _Verdict, balances
     keeper = wares.of(sale).rows
     if verdict.sold:
         await keeper.sell(connection, sale, verdict.sold)
-        await discounts.use(connection, [each.payment_id for each in verdict.sold])
+        if verdict.redeemed:
+            await discounts.use(connection, verdict.redeemed)
     if verdict.ended_payments:
         ended = verdict.ended_payments
         reasons = ["hold_ended"] * len(ended)
         await SQL.end_payments.fetch(connection, list(ended), list(ended.values()), reasons)
-        await discounts.free(connection, list(ended))
+        if verdict.freed:
+            await discounts.free(connection, verdict.freed)
     await errands.add(connection, "CAPTURE", verdict.captures)
     await errands.add(connection, "VOID", verdict.voids)
     if verdict.uses or verdict.ended_payments:

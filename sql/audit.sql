@@ -9,6 +9,7 @@ SELECT
   (SELECT count(*) FROM product_variants) AS variants,
   (SELECT count(*) FROM reservations) AS reservations,
   (SELECT count(*) FROM orders) AS orders,
+  (SELECT count(*) FROM user_coupons) AS user_coupons,
   (SELECT count(*) FROM payments) AS payments,
   (SELECT count(*) FROM balances) AS balances,
   (SELECT count(*) FROM balance_history) AS balance_history,
@@ -265,6 +266,45 @@ FROM (
 ) AS counted
 WHERE items <> sold OR returned <> refunded_quantity OR cancelled <> refunded_quantity
 ORDER BY order_id, variant_id
+LIMIT $1;
+
+-- name: find_misused_coupons
+-- Coupons of users that stand otherwise than the payments that name them: in use twice, or free and in use at once.
+SELECT user_coupon_id, coupon_status, running, bought, strangers, count(*) OVER () AS total
+FROM (
+  SELECT
+    mine.user_coupon_id, mine.status AS coupon_status, mine.payment_id,
+    count(*) FILTER (WHERE named.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')) AS running,
+    count(*) FILTER (
+      WHERE named.status IN ('SUCCESS', 'UNCOLLECTED', 'PARTIALLY_REFUNDED')
+        -- Refunded in full when the coupon could not be used any more: then it stays used.
+        OR (named.status = 'REFUNDED' AND mine.payment_id = named.payment_id)
+    ) AS bought,
+    count(*) FILTER (WHERE named.user_id <> mine.user_id AND named.discount_amount > 0) AS strangers,
+    bool_or(named.payment_id = mine.payment_id) AS is_named
+  FROM user_coupons AS mine
+  LEFT JOIN payments AS named USING (user_coupon_id)
+  GROUP BY mine.user_coupon_id
+) AS compared
+WHERE strangers > 0
+  OR running <> CASE coupon_status WHEN 'RESERVED' THEN 1 ELSE 0 END
+  OR bought <> CASE coupon_status WHEN 'USED' THEN 1 ELSE 0 END
+  OR (payment_id IS NOT NULL AND is_named IS NOT TRUE)
+ORDER BY user_coupon_id
+LIMIT $1;
+
+-- name: find_uneven_discounts
+-- Payments for seats of which a coupon took off another sum than its shares in the seats come to.
+SELECT payment_id, discount_amount, shared, count(*) OVER () AS total
+FROM (
+  SELECT payments.payment_id, payments.discount_amount, sum(lines.discount_amount)::bigint AS shared
+  FROM payments
+  JOIN reservation_seats AS lines USING (reservation_id)
+  WHERE payments.status IN ('SUCCESS', 'UNCOLLECTED', 'PARTIALLY_REFUNDED', 'REFUNDED')
+  GROUP BY payments.payment_id
+) AS compared
+WHERE discount_amount <> shared
+ORDER BY payment_id
 LIMIT $1;
 
 -- name: find_uneven_captures
@@ -557,6 +597,19 @@ FROM (
       WHERE payments.reservation_id = reservations.reservation_id
         AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
     )
+  UNION ALL
+  SELECT 'order', order_id, expires_at
+  FROM orders
+  WHERE status = 'PENDING'
+    AND NOT EXISTS (
+      SELECT FROM payments
+      WHERE payments.order_id = orders.order_id AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
+    )
+  UNION ALL
+  SELECT 'emptying of the cart of order', checkouts.order_id, orders.created_at
+  FROM checkouts
+  JOIN orders USING (order_id)
+  WHERE checkouts.done_at IS NULL
   UNION ALL
   -- A balance answers at once; only a card may wait for its buyer.
   SELECT 'payment', payment_id, CASE method WHEN 'BALANCE' THEN updated_at ELSE pay_deadline END

@@ -34,7 +34,8 @@ FOR NO KEY UPDATE;
 -- name: lock_payments
 -- These payments, locked in id order.
 SELECT
-  payment_id, hold_id, user_id, fence, status, discount_amount, final_amount, balance_amount, card_amount, decline_code
+  payment_id, hold_id, user_id, fence, status, discount_amount, final_amount, balance_amount, card_amount, decline_code,
+  user_coupon_id
 FROM payments
 WHERE payment_id = ANY ($1::uuid[])
 ORDER BY payment_id

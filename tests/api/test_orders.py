@@ -1,16 +1,26 @@
 """Orders over HTTP: lines or a cart, all of it or nothing; paid, given back, owned."""
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from api.house import House
 from engine import coupons, ids
-from tests.api.calling import Person, Worker, problem, stock_up
+from engine.settings import Settings
+from tests.api.calling import Person, Show, Worker, problem, stock_up
 from tests.api.test_coupons import issue, make
+from tests.gateways import running_gateway, with_gateway
 
 BALANCE = {"method": "BALANCE"}
+
+
+@pytest.fixture(scope="module")
+def settings_of_gateway() -> Iterator[Settings]:
+    """A simulated gateway that tells nobody by itself."""
+    with running_gateway() as settings:
+        yield settings
 
 
 async def tees(operator: Person, *stocks: int, **product: object) -> list[str]:
@@ -293,3 +303,74 @@ async def test_an_order_needs_a_key(people: list[Person]) -> None:
         400,
         "key_required",
     )
+
+
+# By card, and on seats ------------------------------------------------------------------------------------------------
+
+
+class TestCards:
+    """With a simulated gateway beside the house."""
+
+    @pytest.fixture
+    async def settings(self, settings: Settings, settings_of_gateway: Settings) -> Settings:
+        """An installation with that gateway."""
+        return with_gateway(settings, settings_of_gateway)
+
+    @pytest.mark.parametrize(
+        ("tender", "parts"),
+        [
+            ({"method": "CARD", "card": {"payment_method_id": "pm_card_visa"}}, None),
+            (
+                {"method": "SPLIT", "balance_amount": 400, "card": {"payment_method_id": "pm_card_visa"}},
+                {"balance": 400, "card": 600},
+            ),
+        ],
+    )
+    async def test_a_card_pays_an_order_and_gets_it_back(
+        self, operator: Person, people: list[Person], worker: Worker, tender: dict[str, Any], parts: object
+    ) -> None:
+        [tee] = await tees(operator, 5)
+        path = f"/v1/orders/{(await ordered(people[0], (tee, 2)))['order_id']}"
+        async with worker.draining():
+            paid = await people[0].post(f"{path}/payments", tender)
+            assert (paid.status_code, paid.json()["status"], paid.json().get("parts")) == (201, "SUCCESS", parts)
+            given_back = await people[0].post(f"{path}/cancellations", of((tee, 1)))
+        assert given_back.status_code == 201, given_back.text
+        order = (await people[0].get(path)).json()
+        assert (order["status"], order["items"][0]["refunded_quantity"]) == ("PARTIALLY_REFUNDED", 1)
+        assert (await people[0].delete(path)).json()["status"] == "REFUNDED"
+
+    async def test_a_declined_card_leaves_the_order_to_another(
+        self, operator: Person, people: list[Person], worker: Worker
+    ) -> None:
+        [tee] = await tees(operator, 5)
+        coupon_id = await make(operator, discount_amount=300)
+        async with worker.draining():
+            mine = (await issue(people[0], coupon_id)).json()["user_coupon_id"]
+            path = f"/v1/orders/{(await ordered(people[0], (tee, 2)))['order_id']}"
+            bad = {"method": "CARD", "card": {"payment_method_id": "pm_card_insufficientFunds"}}
+            declined = await people[0].post(f"{path}/payments", bad | {"user_coupon_id": mine})
+            assert problem(declined) == (402, "card_declined")
+            assert declined.json()["expires_at"] == (await people[0].get(path)).json()["expires_at"]
+            assert (await people[0].get(f"/v1/user-coupons/{mine}")).json()["status"] == "AVAILABLE"
+            paid = await people[0].post(f"{path}/payments", BALANCE | {"user_coupon_id": mine})
+        assert (paid.status_code, paid.json()["final_amount"]) == (201, 700)
+
+
+async def test_a_coupon_on_seats_comes_back_when_all_of_them_do(
+    operator: Person, people: list[Person], worker: Worker, show: Show
+) -> None:
+    me = people[0]
+    coupon_id = await make(operator, discount_amount=301)
+    async with worker.draining():
+        mine = (await issue(me, coupon_id)).json()["user_coupon_id"]
+        path = f"/v1/reservations/{(await show.reserve(me, 'A-1-1', 'A-1-2')).json()['reservation_id']}"
+        paid = await me.post(f"{path}/payments", BALANCE | {"user_coupon_id": mine})
+        assert (paid.status_code, paid.json()["final_amount"]) == (201, 1699)
+        part = await me.post(f"{path}/cancellations", {"seats": ["A-1-1"]})
+        assert part.json()["refund"]["amount"] == 849
+        assert (await me.get(f"/v1/user-coupons/{mine}")).json()["status"] == "USED"
+        rest = await me.post(f"{path}/cancellations", {})
+        assert rest.json()["refund"]["amount"] == 850
+    assert (await me.get(f"/v1/user-coupons/{mine}")).json()["status"] == "AVAILABLE"
+    assert (await me.get("/v1/balance")).json()["amount"] == 100_000

@@ -9,6 +9,7 @@ from engine import ids, order_cancellations
 from engine.audit import Report, audit, describe
 from engine.stock import Units
 from engine.stores.connections import Stores
+from tests.engine.test_discounts import authorised, coupon
 from tests.goods import Goods, open_goods
 
 
@@ -82,4 +83,74 @@ async def test_what_is_wrong_with_orders_is_found(goods: Goods, corruption: str,
     report = await look(goods)
     (charges,) = [check for check in report.checks if check.invariant == "I3"]
     assert charges.verdict == "false"
+    assert words in describe(report)
+
+
+async def pay_with_coupon(goods: Goods) -> str:
+    """Dan buys a mug with a coupon; what he owns."""
+    user_id = await goods.person("dan")
+    postgres = goods.stores.postgres
+    await postgres.execute("UPDATE balances SET amount = 0 WHERE user_id = $1", user_id)
+    mine = await coupon(goods, of="dan", discount_amount=1_000_000)
+    request = await goods.begin_payment(await goods.hold(by="dan", mug=1), by="dan")
+    await authorised(goods, request, mine)
+    await goods.confirm(request)
+    await goods.drain()
+    return mine
+
+
+async def test_a_coupon_that_was_used_once_is_well(goods: Goods) -> None:
+    await pay_with_coupon(goods)
+    report = await look(goods)
+    assert report.verdict == "true", describe(report)
+
+
+@pytest.mark.parametrize(
+    ("corruption", "words"),
+    [
+        ("UPDATE user_coupons SET status = 'AVAILABLE', payment_id = NULL, used_at = NULL", "is AVAILABLE"),
+        ("UPDATE user_coupons SET status = 'RESERVED', used_at = NULL", "is RESERVED"),
+        ("UPDATE user_coupons SET payment_id = user_id", "is USED"),
+        ("UPDATE payments SET user_coupon_id = payment_id WHERE user_coupon_id IS NOT NULL", "0 that bought something"),
+    ],
+)
+async def test_a_coupon_that_stands_otherwise_than_its_payment_is_found(
+    goods: Goods, corruption: str, words: str
+) -> None:
+    await pay_with_coupon(goods)
+    await goods.stores.postgres.execute(corruption)
+    report = await look(goods)
+    (charges,) = [check for check in report.checks if check.invariant == "I3"]
+    assert charges.verdict == "false"
+    assert words in describe(report)
+
+
+@pytest.mark.parametrize(
+    ("corruption", "invariant", "words"),
+    [
+        ("UPDATE product_daily_sales SET sold_quantity = sold_quantity + 1", "I4", "statistics"),
+        ("UPDATE product_daily_sales SET refunded_amount = refunded_amount + 1", "I4", "statistics"),
+        (
+            "UPDATE orders SET status = 'PENDING', paid_at = NULL, expires_at = '2026-01-01' WHERE status = 'PAID'",
+            "I7",
+            "order",
+        ),
+    ],
+)
+async def test_what_was_miscounted_or_forgotten_is_found(
+    goods: Goods, corruption: str, invariant: str, words: str
+) -> None:
+    postgres = goods.stores.postgres
+    if invariant == "I7":
+        await postgres.execute(
+            "DELETE FROM user_items WHERE order_id IN (SELECT order_id FROM orders WHERE status = 'PAID')"
+        )
+        await postgres.execute(
+            "UPDATE payments SET status = 'VOIDED', paid_at = NULL "
+            "WHERE order_id IN (SELECT order_id FROM orders WHERE status = 'PAID')"
+        )
+    await postgres.execute(corruption)
+    report = await look(goods)
+    (check,) = [check for check in report.checks if check.invariant == invariant]
+    assert check.verdict == "false"
     assert words in describe(report)
