@@ -11,6 +11,7 @@ import uvloop
 
 from loadtests import (
     bench_coupons,
+    bench_drain,
     bench_engine,
     bench_goods,
     bench_holding,
@@ -52,7 +53,7 @@ PARTS: dict[str, Part] = {
     "hot": bench_goods.hot_unit,
     "slots": bench_slots.slots,
     "orders": bench_goods.paid_orders,
-    "drain": bench_goods.drained_orders,
+    "drain": bench_drain.drained_orders,
     "coupons": bench_coupons.coupons,
     "imports": _imports,
     "maps": bench_maps.maps,

@@ -1,29 +1,14 @@
-"""Goods: orders of one hot unit against their ceilings, orders paid to the commit, and the writer alone.
+"""Goods over HTTP: orders of one hot unit against their ceilings, and orders paid to the commit.
 
 Two API processes stand on both sides of each ratio. What was answered is counted in Postgres after every run.
 """
 
 import asyncio
 import statistics
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import asyncpg
-
-from engine import accounts, authorisations, ids, orders, products, rebuild, sales, stock
-from engine.authorisations import Authorisation
-from engine.payments import Payment
-from engine.products import NewProduct, NewVariant
-from engine.sales import Sale, SaleBook, Terms
-from engine.seats import Paying, PaymentRunning
-from engine.settings import Settings
-from engine.stores import migrations, outbox
-from engine.stores.coalesce import Coalescer
-from engine.stores.connections import Stores, open_stores
-from engine.stores.outbox import Reader
-from loadtests.bench_engine import spread
 from loadtests.bench_http import (
     BY_BALANCE,
     JOURNEY_CALLERS,
@@ -48,7 +33,6 @@ ROW_REQUESTS = 1_500
 HOLD_S = 3600
 CALLERS = 128
 BUYERS = 2_000
-FACTS = 10_000
 
 FRAMEWORK = f"by a handler of the framework, {PROCESSES} API processes"
 
@@ -208,95 +192,3 @@ async def _check(running: Shop, query: str, sale_id: str, wanted: Mapping[str, i
             if time.monotonic() >= until:
                 raise RuntimeError(f"Postgres has {found}, and {dict(wanted)} was told")
             await asyncio.sleep(0.2)
-
-
-# The writer alone -----------------------------------------------------------------------------------------------------
-
-
-async def drained_orders() -> tuple[list[Row], list[str]]:
-    """Paid orders that one writer brings to Postgres in a second: both streams are full when it starts."""
-    rates = []
-    with tempfile.TemporaryDirectory(prefix="lastseat-bench-") as folder:
-        async with open_stores(Settings(data_dir=folder)) as stores:
-            connection = await asyncpg.connect(stores.settings.postgres_url)
-            await migrations.migrate(connection)
-            await connection.close()
-            for _ in range(ROUNDS):
-                sale = await _sold_out(stores, FACTS)
-                generation = (await outbox.take_ownership(stores.postgres, "bench", sale_ids=[sale.sale_id]))[
-                    sale.sale_id
-                ]
-                readers = [
-                    Reader(stores.gate, stores.postgres, sale.keys, stream, generation, handler)
-                    for stream, handler in rebuild.handlers(sale).items()
-                ]
-                begun = time.perf_counter()
-                drained = await asyncio.gather(*[_drain(reader) for reader in readers])
-                rates.append(FACTS / (time.perf_counter() - begun))
-                paid = await stores.postgres.fetchval(
-                    "SELECT count(*) FROM orders WHERE sale_id = $1 AND status = 'PAID'", sale.sale_id
-                )
-                if (*drained, paid) != (FACTS, FACTS, FACTS):
-                    raise RuntimeError(f"of {FACTS} orders {drained} facts were drained and {paid} orders are paid")
-    row = Row(
-        "drain_orders_per_s",
-        value=statistics.median(rates),
-        unit="orders/s",
-        against="1 writer, both streams: order held and sold, paid by balance; nothing else running",
-        at_least=10_000,
-    )
-    return [row], []
-
-
-async def _drain(reader: Reader) -> int:
-    drained = 0
-    while count := await reader.drain():
-        drained += count
-    return drained
-
-
-async def _sold_out(stores: Stores, count: int) -> Sale:
-    """A drop of which every unit was just paid and confirmed in Redis, and nothing yet in Postgres but the payments."""
-    sale_id, variant_id = await make_drop(stores.postgres, count)
-    await rebuild.ensure_open(stores, sale_id)
-    sale = await SaleBook(stores.postgres).find(sale_id)
-    if sale is None:
-        raise LookupError(f"sale {sale_id} was not opened")
-    buyers = [ids.random_id() for _ in range(count)]
-    await accounts.create_many(stores.postgres, user_ids=buyers, fingerprint="bench")
-    await stores.postgres.execute("UPDATE balances SET amount = 1000000")
-    authorise: Coalescer[Authorisation, Payment | PaymentRunning] = Coalescer(
-        lambda requests: authorisations.authorise(stores.postgres, requests), most=authorisations.BATCH_MAX
-    )
-
-    async def buy(n: int) -> None:
-        hold_id, payment_id = ids.derive_in(sale.sale_id, str(n)), ids.random_id()
-        wanted = [stock.Units(variant_id, 1)]
-        await stock.hold(stores.gate, sale, hold_id=hold_id, buyer_id=buyers[n], fingerprint="f", units=wanted)
-        paying = await stock.pay(stores.gate, sale, hold_id=hold_id, buyer_id=buyers[n], payment_id=payment_id)
-        if not isinstance(paying, Paying):
-            raise TypeError(f"a payment was answered {paying}")
-        request = Authorisation(
-            payment_id=payment_id,
-            fingerprint="f",
-            holding=orders.holding_of(sale, hold_id, buyers[n], paying),
-            pay_deadline_ms=paying.pay_deadline_ms,
-        )
-        await authorise.submit(request)
-        await stock.confirm(stores.gate, sale, hold_id=hold_id, fence=paying.fence, payment_id=payment_id)
-
-    await spread(count, buy)
-    return sale
-
-
-async def make_drop(postgres: asyncpg.Pool, units: int) -> tuple[str, str]:
-    """Write the rows of a drop of so many units of one variant; returns its sale's id and the variant's."""
-    sale_id = ids.random_id()
-    await sales.create_drop(postgres, sale_id=sale_id, terms=Terms(name="Bench"), fingerprint=sale_id)
-    listed = NewProduct(name="Hot", category="BENCH", price=PRICE, variants=(NewVariant(stock=units),))
-    made = await products.create(
-        postgres, key_id=ids.random_id(), sale_id=sale_id, listed=[listed], fingerprint=sale_id
-    )
-    if not isinstance(made, tuple):
-        raise TypeError(f"a product was answered {made}")
-    return sale_id, made[0][0].variants[0].variant_id
