@@ -167,18 +167,17 @@ FROM unnest($1::uuid[], $2::uuid[], $3::bigint[]) AS shared (order_id, variant_i
 WHERE lines.order_id = shared.order_id AND lines.variant_id = shared.variant_id;
 
 -- name: pay_orders
--- Orders whose sale stands, each with the discount of its payment; and the payments, whose money is taken now.
+-- Orders whose sale stands, each with the discount of its payment; and the payments, whose money is taken now. They come
+-- in pairs, so that each is looked up by its id, whatever is known of the tables.
 WITH paid AS (
   UPDATE orders
   SET
     status = 'PAID', paid_at = now(), discount_amount = bought.discount_amount,
     total_amount = orders.original_amount - bought.discount_amount, user_coupon_id = bought.user_coupon_id,
     version = orders.version + 1, updated_at = now()
-  FROM payments AS bought
-  WHERE bought.payment_id = ANY ($2::uuid[])
-    AND orders.order_id = ANY ($1::uuid[])
-    AND orders.order_id = bought.hold_id
-    AND orders.status = 'PENDING'
+  FROM unnest($1::uuid[], $2::uuid[]) AS sold (order_id, payment_id)
+  JOIN payments AS bought USING (payment_id)
+  WHERE orders.order_id = sold.order_id AND orders.status = 'PENDING'
 )
 UPDATE payments
 SET status = 'SUCCESS', paid_at = now(), version = version + 1, updated_at = now()
