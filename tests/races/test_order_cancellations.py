@@ -125,8 +125,13 @@ async def test_parts_that_cross_add_up_to_what_was_paid(goods: Goods) -> None:
         "UPDATE order_items SET discount_amount = d.amount, total_price = quantity * unit_price - d.amount "
         "FROM (VALUES (7, 1001), (3, 2)) AS d (of, amount) WHERE quantity = d.of"
     )
-    await postgres.execute("UPDATE orders SET discount_amount = 1003, total_amount = original_amount - 1003")
-    await postgres.execute("UPDATE payments SET discount_amount = 1003, final_amount = $1, balance_amount = $1", paid)
+    await postgres.execute(
+        "UPDATE orders SET discount_amount = 1003, total_amount = original_amount - 1003, user_coupon_id = order_id"
+    )
+    await postgres.execute(
+        "UPDATE payments SET discount_amount = 1003, final_amount = $1, balance_amount = $1, user_coupon_id = order_id",
+        paid,
+    )
     answers = await asyncio.gather(
         *[cancel(goods, order_id, mug=1, key=f"mug {at}") for at in range(5)],
         *[cancel(goods, order_id, mug=2, cap_s=1, key=f"both {at}", by=None) for at in range(4)],
