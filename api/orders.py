@@ -1,6 +1,6 @@
 """Orders: order goods, all lines or none, give them back, see what became of them and what is owned."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
@@ -165,7 +165,9 @@ async def order(request: Request, body: NewOrder) -> Answer:
     if not isinstance(taken, Checkout):
         raise Refused(taken)
     try:
-        answered = await _hold(request, taken.sale_id, taken.order_id, [Units(*line) for line in taken.lines])
+        units = [Units(*line) for line in taken.lines]
+        labels = await house.labels.find([each.variant_id for each in units])
+        answered = await _hold(request, taken.sale_id, taken.order_id, units, labels)
     except Refused as refused:
         # What is away for a moment may have held it for an earlier request with this key.
         if not getattr(refused.refusal, "temporary", False):
@@ -184,10 +186,12 @@ async def _order_lines(request: Request, units: Sequence[Units]) -> Answer:
         raise Refused(MixedSales(groups))
     sale_id = groups[0].sale_id
     order_id = ids.derive_in(sale_id, request.caller_id, request.method, request.path, request.key)
-    return await _hold(request, sale_id, order_id, units)
+    return await _hold(request, sale_id, order_id, units, labels)
 
 
-async def _hold(request: Request, sale_id: str, order_id: str, units: Sequence[Units]) -> Answer:
+async def _hold(
+    request: Request, sale_id: str, order_id: str, units: Sequence[Units], labels: Mapping[str, VariantLabel]
+) -> Answer:
     house = request.house
     sale = await request.sale(sale_id)
     held = await stock.hold(
@@ -201,7 +205,7 @@ async def _hold(request: Request, sale_id: str, order_id: str, units: Sequence[U
     )
     match held:
         case stock.Held():
-            items = await orders.items_of(house.labels, held.lines, "HELD")
+            items = orders.items_of(labels, held.lines, "HELD")
             return answer(_held(held, sale, order_id, items, house.currency), 201, version=1)
         case HoldKnown():
             return await _answer(request, order_id, 201, repeated=True)

@@ -15,7 +15,7 @@ import msgspec
 from engine import carts, coupons, statistics, stock
 from engine.holdings import Beside, Lines, Sold, Standing
 from engine.moments import LAST_ID, LATEST, moment
-from engine.products import Labels
+from engine.products import Labels, VariantLabel
 from engine.sales import Sale, SaleBook
 from engine.seats import HoldUnknown, Paying, Restored
 from engine.stock import Claim, units_of
@@ -377,7 +377,8 @@ async def find(
         if isinstance(found, stock.Hold):
             if found.buyer_id != user_id:
                 return None
-            return _merge(sale, known, found, await items_of(labels, found.lines, found.state))
+            called = await labels.find([line.variant_id for line in found.lines])
+            return _merge(sale, known, found, items_of(called, found.lines, found.state))
     if known is not None:
         return known
     if isinstance(found, SaleRebuilding | SaleUnknown | StaleEpoch):
@@ -385,9 +386,8 @@ async def find(
     return None
 
 
-async def items_of(labels: Labels, lines: Sequence[stock.Line], state: str) -> tuple[Item, ...]:
+def items_of(called: Mapping[str, VariantLabel], lines: Sequence[stock.Line], state: str) -> tuple[Item, ...]:
     """The lines of a hold with what they are called."""
-    called = await labels.find([line.variant_id for line in lines])
     return tuple(
         [
             Item(
