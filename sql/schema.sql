@@ -429,6 +429,7 @@ CREATE TABLE user_coupons (
   CONSTRAINT user_coupons_for CHECK (num_nonnulls(order_id, reservation_id) <= 1)
 );
 CREATE INDEX user_coupons_mine ON user_coupons (user_id, created_at DESC, user_coupon_id DESC);
+CREATE INDEX user_coupons_payment ON user_coupons (payment_id) WHERE payment_id IS NOT NULL;
 
 -- What people took ---------------------------------------------------------------------------------------------------
 
@@ -566,7 +567,6 @@ CREATE TABLE order_items (
   CONSTRAINT order_items_refunded CHECK (refunded_quantity BETWEEN 0 AND quantity),
   CONSTRAINT order_items_sold CHECK (status = 'SOLD' OR (refunded_quantity = 0 AND counted = 0))
 );
-CREATE INDEX order_items_sold_variant ON order_items (variant_id) WHERE status = 'SOLD';
 
 -- What a buyer owns: one row a unit.
 CREATE TABLE user_items (

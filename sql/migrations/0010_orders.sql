@@ -49,7 +49,6 @@ CREATE TABLE order_items (
   CONSTRAINT order_items_refunded CHECK (refunded_quantity BETWEEN 0 AND quantity),
   CONSTRAINT order_items_sold CHECK (status = 'SOLD' OR (refunded_quantity = 0 AND counted = 0))
 );
-CREATE INDEX order_items_sold_variant ON order_items (variant_id) WHERE status = 'SOLD';
 
 CREATE TABLE user_items (
   item_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

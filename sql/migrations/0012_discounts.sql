@@ -10,3 +10,5 @@ ALTER TABLE reservation_seats
   ADD CONSTRAINT reservation_seats_discount CHECK (discount_amount BETWEEN 0 AND price);
 
 ALTER TABLE orders ADD CONSTRAINT orders_coupon CHECK (discount_amount = 0 OR user_coupon_id IS NOT NULL);
+
+CREATE INDEX user_coupons_payment ON user_coupons (payment_id) WHERE payment_id IS NOT NULL;
