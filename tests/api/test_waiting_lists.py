@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from api.house import House
-from engine import waiting_lists
+from engine import seat_waiting_lists, waiting_lists
 from tests.api.calling import Person, Show, Worker, problem
 
 
@@ -25,7 +25,7 @@ async def serve(house: House, show: Show, worker: Worker) -> None:
     """What the worker does a few times a second."""
     sale = await house.book.read(show.sale_id)
     assert sale is not None
-    await waiting_lists.serve(house.stores, sale)
+    await seat_waiting_lists.serve(house.stores, sale)
     await worker.drain()
     await waiting_lists.follow(house.postgres)
 

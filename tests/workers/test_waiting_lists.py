@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from engine import ids, seats, waiting_lists
+from engine import ids, seat_waiting_lists, seats
 from engine.shelf import Wish
 from engine.stores.connections import Stores
 from engine.waiting_lists import Entry
@@ -11,7 +11,7 @@ from tests.workers.working import lapse_leases, process, shift, until
 
 
 async def join(shop: Shop, name: str, quantity: int = 1) -> Entry:
-    entry = await waiting_lists.join(
+    entry = await seat_waiting_lists.join(
         shop.stores,
         shop.book,
         await shop.sale(),
@@ -34,13 +34,13 @@ async def test_from_a_freed_seat_to_a_ticket_and_the_next_to_the_public(stores_a
     async with shift(stores_any):
         await shop.release(hold_ids[0])
         await until(lambda: _are(shop, ["OFFERED", "WAITING"]))
-        assert isinstance(await shop.confirm(await shop.authorise(ann.reservation_id)), seats.Confirmed)
+        assert isinstance(await shop.confirm(await shop.authorise(ann.hold_id)), seats.Confirmed)
         await until(lambda: _are(shop, ["TAKEN", "WAITING"]))
 
         await shop.release(hold_ids[3])
         await shop.release(hold_ids[4])
         await until(lambda: _are(shop, ["TAKEN", "OFFERED"]))
-        await shop.release(ben.reservation_id)
+        await shop.release(ben.hold_id)
         await until(lambda: _are(shop, ["TAKEN", "LAPSED"]))
 
         async def is_public() -> bool:
@@ -66,7 +66,7 @@ async def test_a_worker_that_is_killed_is_followed_by_another(stores: Stores) ->
         await lapse_leases(stores)
     async with shift(stores):
         await until(lambda: _are(shop, ["OFFERED"] * 6))
-    offered = [line.seat_no for entry in waiting for line in (await shop.find(entry.reservation_id)).lines]
+    offered = [line.seat_no for entry in waiting for line in (await shop.find(entry.hold_id)).lines]
     assert sorted(offered) == [f"A-1-{at}" for at in range(1, 7)]
     await shop.drain()
     await shop.check()
