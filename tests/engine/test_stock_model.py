@@ -311,7 +311,7 @@ class Stock(TwoStores[Stall]):
         self.on_the_way: list[dict[str, Any]] = []
 
     async def open(self, redis: Any, *, shebang: bool) -> Stall:
-        stall = await open_stall(redis, INITIAL, shebang=shebang, per_buyer_max=LIMIT)
+        stall = await open_stall(redis, INITIAL, shebang=shebang, per_buyer_max=LIMIT, offer_ms=60_000)
         await stall.redis.hset(stall.sale.keys.prices, STOPPED, "-500")
         return stall
 
