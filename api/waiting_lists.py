@@ -64,7 +64,7 @@ class EntryDocument(Document, frozen=True, kw_only=True):
     """A place in a waiting list, and its wish: seats of a schedule, or units of a variant.
 
     From OFFERED on there is a reservation or an order, to be paid before it expires. `ahead` is how many wait before
-    this one, for anything of the sale: it may be served before them, with what is of no use to them.
+    this one, for seats of the sale or for the same variant: it may be served earlier, with what is of no use to them.
     """
 
     entry_id: str

@@ -14,13 +14,16 @@ WHERE sale_id = $1
 FOR NO KEY UPDATE OF sales;
 
 -- name: find_entry
--- An entry, with how many wait before it.
+-- An entry, with how many wait before it: for seats of the sale, or for the same variant.
 SELECT
   entries.*,
   (
     SELECT count(*)
     FROM waiting_list_entries AS before
-    WHERE before.sale_id = entries.sale_id AND before.status = 'WAITING' AND before.entry_no < entries.entry_no
+    WHERE before.sale_id = entries.sale_id
+      AND before.variant_id IS NOT DISTINCT FROM entries.variant_id
+      AND before.status = 'WAITING'
+      AND before.entry_no < entries.entry_no
   ) AS ahead,
   coalesce(reservations.expires_at, orders.expires_at) AS expires_at
 FROM waiting_list_entries AS entries
@@ -51,7 +54,10 @@ SELECT
   (
     SELECT count(*)
     FROM waiting_list_entries AS before
-    WHERE before.sale_id = entries.sale_id AND before.status = 'WAITING' AND before.entry_no < entries.entry_no
+    WHERE before.sale_id = entries.sale_id
+      AND before.variant_id IS NOT DISTINCT FROM entries.variant_id
+      AND before.status = 'WAITING'
+      AND before.entry_no < entries.entry_no
   ) AS ahead,
   coalesce(reservations.expires_at, orders.expires_at) AS expires_at
 FROM waiting_list_entries AS entries

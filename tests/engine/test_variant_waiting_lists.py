@@ -87,6 +87,7 @@ async def test_who_joins_is_behind_those_who_wait(goods: Goods) -> None:
     assert (again.entry_id, again.ahead, again.repeated) == (ben.entry_id, 1, True)
     assert await goods.try_join("ben", mug=3) == IdempotencyKeyReused()
     assert [each.wish for each in await waiting_lists.list_mine(goods.stores.postgres, ben.user_id)] == [ben.wish]
+    assert (await goods.join("cid", cap_l=1)).ahead == 0  # who waits for something else is not in the way
     assert await goods.term("waiting_list") == "1"
 
 
