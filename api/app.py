@@ -73,6 +73,7 @@ DOMAINS: tuple[Routes, ...] = (
     products.routes,
     carts.routes,
     orders.routes,
+    waiting_lists.goods,
     coupons.routes,
     statistics.routes,
     order_cancellations.routes,

@@ -762,8 +762,8 @@ async def _find_repeats(found: _Questions, miscounted: Sequence[str], heard: Seq
     case.accuse_all(
         await found.ask("find_strayed_offers"),
         lambda row: (
-            f"entry {row['entry_id']} of a waiting list is {row['status']} and waits for {row['quantity']} seats; its "
-            f"reservation is {row['reservation_status'] or 'not there'}, with {row['seats']}"
+            f"entry {row['entry_id']} of a waiting list is {row['status']} and waits for {row['quantity']}; what it "
+            f"was offered is {row['hold_status'] or 'not there'}, with {row['count']}"
         ),
     )
     for finding in miscounted:
@@ -883,6 +883,13 @@ async def _find_unfinished(found: _Questions, halls: Sequence[Hall], grace_s: in
             if hall.copy.freed.get(seat_no, overdue_ms) < overdue_ms - GATHERED_MS:
                 case.accuse_copy(
                     hall, f"seat {seat_no} was freed for a waiting list, and neither offered nor published"
+                )
+        for variant_id in sorted(hall.copy.stock_freed):
+            is_on_sale = not hall.copy.prices[variant_id].startswith("-")
+            if is_on_sale and hall.copy.freed.get(variant_id, overdue_ms) < overdue_ms - GATHERED_MS:
+                case.accuse_copy(
+                    hall,
+                    f"units of variant {variant_id} wait for a waiting list, neither offered nor published",
                 )
     return case
 

@@ -1,7 +1,8 @@
 """The shelf of a waiting list: which of the seats that came back fill whose wish. Pure: no store, no clock."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
+from typing import Any
 
 import msgspec
 
@@ -25,6 +26,24 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     def fingerprint(self) -> str:
         """What tells this wish from another under the same id."""
         return ids.fingerprint("waiting list", *map(str, msgspec.structs.astuple(self)))
+
+
+class UnitWish(msgspec.Struct, frozen=True, kw_only=True):
+    """So many units of a variant; one unit is as good as another."""
+
+    variant_id: str
+    quantity: int
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this wish from another under the same id."""
+        return ids.fingerprint("waiting list", self.variant_id, str(self.quantity))
+
+
+def wish_of(row: Mapping[str, Any]) -> Wish | UnitWish:
+    """Read what a row of the list waits for."""
+    kind = Wish if row["variant_id"] is None else UnitWish
+    return kind(**{name: row[name] for name in kind.__struct_fields__})
 
 
 class FreedSeat(msgspec.Struct, frozen=True, kw_only=True):

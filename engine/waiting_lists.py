@@ -1,164 +1,130 @@
-"""Waiting lists: who waits for seats that come back, in order of joining, and is offered them before the public.
+"""Waiting lists: who waits for what comes back, in order of joining, and is offered it before the public.
 
-`WAITING → OFFERED → TAKEN | LAPSED`, any of them `→ LEFT`. While somebody waits, whatever frees a seat of the sale
-makes it BLOCKED for the list. The sale's owner gives such seats to the first whose wish they fill whole, as a hold of
-that user's with a time of its own, and to the public what nobody who waits can use.
+`WAITING → OFFERED → TAKEN | LAPSED`, any of them `→ LEFT`. While somebody waits, whatever is freed in the sale is kept
+for the list. The sale's owner gives it to the first whose wish it fills whole, as a hold of that user's with a time of
+its own, and to the public what nobody who waits can use.
 
 An entry knows from its first day the id that its offer will have. So an offer is made once, whoever makes it and
-however often, and what became of it is read from its reservation instead of being told a second time.
+however often, and what became of it is read from its reservation or order instead of being told a second time.
+
+What may be wished for, what was freed and what fills a wish is of seats (`seat_waiting_lists`) or of units
+(`variant_waiting_lists`); each says so in a `Kind`.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
-from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import asyncpg
 import msgspec
 
-from engine import ids, offers, sales, seats
+from engine import ids, offers, sales, seats, stock, wares
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SaleClosed, SlowDown
 from engine.sales import Sale, SaleBook
-from engine.seats import (
-    HoldKnown,
-    OfferUnknown,
-    PaymentRunning,
-    SaleNotOpen,
-    SeatTaken,
-    SeatUnknown,
-)
-from engine.shelf import FreedSeat, Wish, accepts, fill
+from engine.seats import HoldKnown, PaymentRunning, SaleNotOpen
+from engine.shelf import UnitWish, Wish, wish_of
 from engine.stores import queries
 from engine.stores.connections import Stores
-from engine.stores.keys import SaleKeys
 from engine.stores.queries import Connection
 from engine.stores.replies import Reply, SaleRebuilding, Unavailable
-from engine.stores.scripts import Gate, Script
+from engine.stores.scripts import Gate
 
 SQL = queries.load("waiting_lists")
 
 # Entries of one user that may wait, or be offered something, in one sale.
 ENTRIES_MAX: Final = 5
 # What is freed stays so long on the shelf while it may yet become part of what somebody who waits could use; then the
-# public has it, because a seat that nobody may buy is a seat that is not sold.
+# public has it, because what nobody may buy is not sold.
 GATHER_MS: Final = 10_000
-# Seats that one pass looks at, entries that it reads at a time, seats that one script gives to the public.
-SHELF_MAX: Final = 500
+# Entries that one pass reads at a time.
 ENTRIES_AT_ONCE: Final = 500
-PUBLISHED_AT_ONCE: Final = 100
 
 LAST_NO: Final = 2**63 - 1
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One who waits, how many wait before, and what was offered: `reservation_id` from then on, until `expires_at`."""
+    """One who waits, how many wait before, and what was offered: `hold_id` from then on, until `expires_at`."""
 
     entry_id: str
     entry_no: int
     sale_id: str
-    schedule_id: str
+    schedule_id: str | None
     user_id: str
-    wish: Wish
+    wish: Wish | UnitWish
     status: str
     reason: str | None
     ahead: int
-    reservation_id: str
+    hold_id: str
     expires_at: datetime | None
     created_at: datetime
     repeated: bool = False
 
 
-class NeverFits(msgspec.Struct, frozen=True):
-    """No more than so many seats are as wished, sold or not."""
+class Newcomer(msgspec.Struct, frozen=True, kw_only=True):
+    """Who joins, and the id that the offer will have."""
 
-    seats: int
-
-
-# --- replies ----------------------------------------------------------------------------------------------------------
-
-
-class Freed(Reply, frozen=True):
-    """What the waiting list has, each seat with the moment it was freed; `left` are more."""
-
-    now_ms: int
-    left: int
-    rows: tuple[str, ...]
-
-    @property
-    def since(self) -> dict[str, int]:
-        """When each seat was freed, in milliseconds."""
-        return {seat_no: int(ms) for seat_no, ms in (row.rsplit(" ", 1) for row in self.rows)}
+    entry_id: str
+    user_id: str
+    hold_id: str
 
 
 class Offered(Reply, frozen=True):
-    """The seats are held for whoever waited."""
+    """What was waited for is held for whoever waited."""
 
     expires_at_ms: int
     fence: int
     amount: int
 
 
-class Published(Reply, frozen=True):
-    """So many seats are the public's now."""
+# How an offer ended that the shelf could have filled.
+Answer = Offered | HoldKnown | LimitReached | SaleNotOpen | SaleClosed | SlowDown | Busy | Unavailable
 
-    count: int
-
-
-class FreedUnits(Reply, frozen=True):
-    """What the waiting list has of a sale of stock, each row `variant_id:quantity`; `left` variants are more."""
-
-    left: int
-    rows: tuple[str, ...]
+Refused = LimitReached | SaleNotOpen | SaleClosed | IdempotencyKeyReused | NotFound
 
 
-class PublishedUnits(Reply, frozen=True):
-    """So many units are the public's now."""
+class Shelf(Protocol):
+    """What was freed in a sale and not given on yet, while one pass gives it on."""
 
-    count: int
+    @property
+    def was_empty(self) -> bool:
+        """Whether there was nothing on it at all."""
+
+    @property
+    def more(self) -> bool:
+        """Whether there was more than one pass looks at."""
+
+    def is_bare(self) -> bool:
+        """Whether nothing is left that anybody could be offered."""
+
+    async def list_waiting(self, postgres: asyncpg.Pool, *, after: int, most: int) -> Sequence[asyncpg.Record]:
+        """List who waits and may be helped by what is here, in order of joining, after an entry."""
+
+    async def offer(self, gate: Gate, entry: asyncpg.Record) -> Answer | None:
+        """Offer this one what fills the wish whole; None where nothing here does."""
+
+    async def publish(self, stores: Stores, *, keep: bool) -> int:
+        """Give the public what is left; `keep` what somebody who waits could yet use. Returns how much."""
 
 
-NotOffered = (
-    HoldKnown | SeatTaken | SeatUnknown | LimitReached | SaleNotOpen | SaleClosed | SlowDown | Busy | Unavailable
-)
-OfferedAnswer = Offered | NotOffered
+class Kind(msgspec.Struct, frozen=True):
+    """What is of seats or of units, where people wait for either.
 
-FREED = Script("waiting_lists/freed", SaleKeys, Freed | Unavailable)
-OFFER = Script("waiting_lists/offer", SaleKeys, OfferedAnswer)
-PUBLISH = Script("waiting_lists/publish", SaleKeys, Published | Unavailable)
-FREED_UNITS = Script("waiting_lists/freed_units", SaleKeys, FreedUnits | Unavailable)
-PUBLISH_UNITS = Script("waiting_lists/publish_units", SaleKeys, PublishedUnits | Unavailable)
+    `count_bought` says how much of the sale somebody has, `add` writes an entry, and `look` what was freed: None where
+    the store has no time now.
+    """
+
+    count_bought: Callable[[Connection, str, str], Awaitable[int]]
+    add: Callable[[Connection, Sale, Newcomer, Any], Awaitable[None]]
+    look: Callable[[Stores, Sale], Awaitable[Shelf | None]]
 
 
 # --- who waits --------------------------------------------------------------------------------------------------------
 
 
-async def join(
-    stores: Stores, book: SaleBook, sale: Sale, *, entry_id: str, user_id: str, wish: Wish
-) -> Entry | NeverFits | OfferUnknown | LimitReached | SaleNotOpen | SaleClosed | IdempotencyKeyReused | NotFound:
-    """Wait for seats of a sale of seats; the same id again is told how its entry stands.
-
-    When this answers, what is freed from now on is kept for the list, and nobody who joins later comes before.
-    """
-    known = await _find(stores.postgres, entry_id, wish)
-    if known is not None:
-        return known
-    never = await _judge(stores.postgres, sale, wish)
-    if never is not None:
-        return never
-    async with stores.postgres.acquire() as connection, connection.transaction():
-        refusal, is_first = await _add(connection, sale, entry_id, user_id, wish)
-    if refusal is not None:
-        return refusal
-    if is_first:
-        await offers.send(stores.gate, stores.postgres, await book.read(sale.sale_id) or sale)
-    entry = await _find(stores.postgres, entry_id, wish, repeated=False)
-    assert entry is not None  # noqa: S101 - it was just added, and none is ever removed
-    return entry
-
-
-async def _find(
-    connection: Any, entry_id: str, wish: Wish, *, repeated: bool = True
+async def find(
+    connection: Any, entry_id: str, wish: Wish | UnitWish, *, repeated: bool = True
 ) -> Entry | IdempotencyKeyReused | None:
+    """Find what an earlier request with this id made of the same wish."""
     row = await SQL.find_entry.fetchrow(connection, entry_id)
     if row is None:
         return None
@@ -167,73 +133,47 @@ async def _find(
     return _entry(row, repeated=repeated)
 
 
-async def _judge(postgres: asyncpg.Pool, sale: Sale, wish: Wish) -> NeverFits | OfferUnknown | None:
-    """Whether the hall has what is wished for at all."""
-    names = await SQL.find_names.fetchrow(postgres, sale.sale_id, wish.category, wish.section)
-    assert names is not None  # noqa: S101 - it answers one row
-    unknown = [f"{kind} {getattr(wish, kind)}" for kind in ("category", "section") if not names[kind]]
-    if unknown:
-        return OfferUnknown(tuple(unknown))
-    known = _measured(sale.sale_id)
-    question = msgspec.structs.replace(wish, quantity=0, adjacent=False, accessible=min(wish.accessible, 1))
-    if question not in known:
-        if len(known) >= _MEASURES_MAX:
-            known.clear()
-        row = await SQL.measure.fetchrow(
-            postgres, sale.sale_id, wish.category, wish.section, wish.price_max, wish.accessible > 0
-        )
-        assert row is not None  # noqa: S101 - it answers one row
-        known[question] = (row["seats"], row["adjacent"])
-    in_all, side_by_side = known[question]
-    most = side_by_side if wish.adjacent else in_all
-    return NeverFits(most) if wish.quantity > most else None
+async def join(
+    stores: Stores, book: SaleBook, sale: Sale, kind: Kind, *, entry_id: str, user_id: str, wish: Wish | UnitWish
+) -> Entry | Refused:
+    """Wait for what this sale may have; the same id again is told how its entry stands.
 
-
-# What a hall has never changes, and thousands ask the same of it; a price somebody thought of is asked once.
-_MEASURES_MAX: Final = 256
-
-
-@lru_cache(256)
-def _measured(_sale_id: str) -> dict[Wish, tuple[int, int]]:
-    return {}
+    When this answers, what is freed from now on is kept for the list, and nobody who joins later comes before.
+    """
+    newcomer = Newcomer(entry_id=entry_id, user_id=user_id, hold_id=ids.derive_in(sale.sale_id, "offer", entry_id))
+    async with stores.postgres.acquire() as connection, connection.transaction():
+        refusal, is_first = await _add(connection, sale, kind, newcomer, wish)
+    if refusal is not None:
+        return refusal
+    if is_first:
+        await offers.send(stores.gate, stores.postgres, await book.read(sale.sale_id) or sale)
+    entry = await find(stores.postgres, entry_id, wish, repeated=False)
+    assert entry is not None  # noqa: S101 - it was just added, and none is ever removed
+    return entry
 
 
 async def _add(
-    connection: Connection, sale: Sale, entry_id: str, user_id: str, wish: Wish
+    connection: Connection, sale: Sale, kind: Kind, newcomer: Newcomer, wish: Wish | UnitWish
 ) -> tuple[LimitReached | SaleNotOpen | SaleClosed | NotFound | None, bool]:
     """Add an entry, unless a repeat of this request was quicker; and whether it is the first of the list."""
     row = await SQL.lock_sale.fetchrow(connection, sale.sale_id)
-    if row is None or sale.schedule_id is None:
+    if row is None:
         return NotFound(), False
-    if await SQL.find_entry.fetchrow(connection, entry_id) is not None:
+    if await SQL.find_entry.fetchrow(connection, newcomer.entry_id) is not None:
         return None, False
-    now = row["now"]
-    if row["opens_at"] is not None and now < row["opens_at"]:
+    if row["opens_at"] is not None and row["now"] < row["opens_at"]:
         return SaleNotOpen(sales.milliseconds(row["opens_at"])), False
-    if now >= min(row["start_at"], row["closes_at"] or row["start_at"]):
+    if row["closes_at"] is not None and row["now"] >= row["closes_at"]:
         return SaleClosed(), False
-    mine = await SQL.count_mine.fetchrow(connection, sale.sale_id, user_id)
-    assert mine is not None  # noqa: S101 - it answers one row
-    if mine["entries"] >= ENTRIES_MAX:
-        return LimitReached(ENTRIES_MAX, mine["entries"]), False
+    entries = await SQL.count_mine.fetchval(connection, sale.sale_id, newcomer.user_id)
+    if entries >= ENTRIES_MAX:
+        return LimitReached(ENTRIES_MAX, entries), False
     limit = row["per_buyer_max"]
-    if limit is not None and mine["seats"] + wish.quantity > limit:
-        return LimitReached(limit, mine["seats"]), False
-    await SQL.add_entry.execute(
-        connection,
-        entry_id,
-        sale.sale_id,
-        sale.schedule_id,
-        user_id,
-        wish.quantity,
-        wish.adjacent,
-        wish.category,
-        wish.section,
-        wish.price_max,
-        wish.accessible,
-        ids.derive_in(sale.sale_id, "offer", entry_id),
-        wish.fingerprint,
-    )
+    if limit is not None:
+        bought = await kind.count_bought(connection, sale.sale_id, newcomer.user_id)
+        if bought + wish.quantity > limit:
+            return LimitReached(limit, bought), False
+    await kind.add(connection, sale, newcomer, wish)
     return None, await SQL.open_lists.execute(connection, [sale.sale_id]) > 0
 
 
@@ -252,14 +192,14 @@ async def leave(
     if row["status"] in {"WAITING", "OFFERED"}:
         sale = await book.find(row["sale_id"])
         assert sale is not None  # noqa: S101 - sales are never deleted
-        released = await _release(gate, sale, entry_id, row["reservation_id"], user_id)
+        released = await _release(gate, sale, entry_id, row["hold_id"], user_id)
         if isinstance(released, PaymentRunning):
             return released
         if isinstance(released, Unavailable):
             return SaleRebuilding()
         if await SQL.leave.execute(postgres, entry_id) and isinstance(released, NotFound):
             # It may have been offered between the two; if it is offered from now on, whoever offers it sees this.
-            await _release(gate, sale, entry_id, row["reservation_id"], user_id)
+            await _release(gate, sale, entry_id, row["hold_id"], user_id)
         row = await SQL.find_entry.fetchrow(postgres, entry_id)
         assert row is not None  # noqa: S101 - none is ever removed
     return _entry(row)
@@ -270,8 +210,10 @@ async def leave_all(postgres: asyncpg.Pool, user_id: str) -> None:
     await SQL.leave_all.execute(postgres, user_id)
 
 
-async def _release(gate: Gate, sale: Sale, entry_id: str, hold_id: str, user_id: str) -> seats.ReleasedAnswer:
-    return await seats.release(
+async def _release(
+    gate: Gate, sale: Sale, entry_id: str, hold_id: str, user_id: str
+) -> seats.ReleasedAnswer | stock.ReleasedAnswer:
+    return await wares.of(sale).scripts.release(
         gate,
         sale,
         hold_id=hold_id,
@@ -283,7 +225,7 @@ async def _release(gate: Gate, sale: Sale, entry_id: str, hold_id: str, user_id:
 
 def _entry(row: asyncpg.Record, *, repeated: bool = False) -> Entry:
     return Entry(
-        wish=Wish(**{name: row[name] for name in Wish.__struct_fields__}),
+        wish=wish_of(dict(row)),
         repeated=repeated,
         **{name: row[name] for name in Entry.__struct_fields__ if name not in {"wish", "repeated"}},
     )
@@ -293,126 +235,62 @@ def _entry(row: asyncpg.Record, *, repeated: bool = False) -> Entry:
 
 
 class Served(msgspec.Struct, frozen=True):
-    """So many were offered what they wait for, so many seats went to the public; `more` can be done at once."""
+    """So many were offered what they wait for, so much went to the public; `more` can be done at once."""
 
     offered: int = 0
     published: int = 0
     more: bool = False
 
 
-async def serve(stores: Stores, sale: Sale) -> Served:
+async def serve(stores: Stores, sale: Sale, kind: Kind) -> Served:
     """Give what was freed to those who wait, in order of joining, and the rest to the public.
 
     For the sale's owner alone, again and again. It may stop anywhere: an offer is a hold under an id that does not
     change, and whoever finds it made notes it.
     """
-    freed = await sales.ask(stores.gate, sale, FREED, most=SHELF_MAX)
-    if not isinstance(freed, Freed):
+    shelf = await kind.look(stores, sale)
+    if shelf is None:
         return Served()
-    if not freed.rows:
-        await _close_unless_awaited(stores, sale)
+    if shelf.was_empty:
+        await _close_unless_awaited(stores, sale, kind)
         return Served()
-    rows = await SQL.find_seats.fetch(stores.postgres, sale.sale_id, list(freed.since))
-    shelf = {row["seat_no"]: FreedSeat(**row) for row in rows}
-    offers_made, unserved = await _offer_in_order(stores, sale, shelf)
-    await _note(stores, sale, [offer.entry for offer in offers_made])
-    if unserved is None:
-        return Served(len(offers_made))
-    held = {seat_no for offer in offers_made for seat_no in offer.seat_nos}
-    kept = {
-        seat_no
-        for seat_no, seat in shelf.items()
-        if freed.now_ms - freed.since[seat_no] < GATHER_MS and any(accepts(wish, seat) for wish in unserved)
-    }
-    published = await _publish(stores.gate, sale, [each for each in freed.since if each not in held | kept])
-    return Served(len(offers_made), published, more=freed.left > 0 and bool(offers_made or published))
+    offered, keep = await _offer_in_order(stores, shelf)
+    await _note(stores, sale, offered)
+    if keep is None:
+        return Served(len(offered))
+    published = await shelf.publish(stores, keep=keep)
+    return Served(len(offered), published, more=shelf.more and bool(offered or published))
 
 
-class _Offer(msgspec.Struct, frozen=True):
-    """An entry that has its offer: of these seats, or of none of the shelf's when it had been made before."""
+async def _offer_in_order(stores: Stores, shelf: Shelf) -> tuple[list[asyncpg.Record], bool | None]:
+    """Offer the shelf to one after the other; who has an offer, and whether what is left may be kept for the others.
 
-    entry: asyncpg.Record
-    seat_nos: Sequence[str] = ()
-
-
-async def _offer_in_order(
-    stores: Stores, sale: Sale, shelf: dict[str, FreedSeat]
-) -> tuple[list[_Offer], set[Wish] | None]:
-    """Offer the shelf to one after the other; who has an offer, and wishes that what is left does not fill.
-
-    Of the wishes there is nothing to say (None) where the store has no time now; there are none where the sale is over.
+    Of what is left there is nothing to say (None) where the store has no time now; nobody waits where the sale is over.
     """
-    made: list[_Offer] = []
-    unserved: set[Wish] = set()
-    async for entry in _waiting(stores.postgres, sale, shelf):
-        wish = Wish(**{name: entry[name] for name in Wish.__struct_fields__})
+    offered: list[asyncpg.Record] = []
+    async for entry in _waiting(stores.postgres, shelf):
         if entry["is_offered"]:
-            made.append(_Offer(entry))
+            offered.append(entry)
             continue
-        if wish in unserved:  # there is less on the shelf than when the same was wished for before
-            continue
-        seat_nos, answer = await _offer(stores.gate, sale, entry, wish, shelf)
-        match answer:
-            case None:
-                unserved.add(wish)
-            case Offered():
-                made.append(_Offer(entry, seat_nos))
-            case HoldKnown():
-                made.append(_Offer(entry))
+        match await shelf.offer(stores.gate, entry):
+            case Offered() | HoldKnown():
+                offered.append(entry)
             case SaleNotOpen() | SaleClosed():
-                return made, set()
-            case LimitReached() | SlowDown():
-                pass  # this one may have no more just now, and stays where it is in line
+                return offered, False
+            case None | LimitReached() | SlowDown():
+                pass  # this one may have no more just now, or not of this, and stays in line
             case _:
-                return made, None
-    return made, unserved
+                return offered, None
+    return offered, True
 
 
-async def _offer(
-    gate: Gate, sale: Sale, entry: asyncpg.Record, wish: Wish, shelf: dict[str, FreedSeat]
-) -> tuple[Sequence[str], OfferedAnswer | None]:
-    """Offer seats of the shelf to one who waits; None when it has none that fill the wish whole."""
-    while (seat_nos := fill(wish, shelf.values())) is not None:
-        answer = await sales.ask(
-            gate,
-            sale,
-            OFFER,
-            hold_id=entry["reservation_id"],
-            buyer_id=entry["user_id"],
-            fingerprint=wish.fingerprint,
-            seat_nos=seat_nos,
-        )
-        match answer:
-            case SeatTaken():
-                gone = [conflict.seat_no for conflict in answer.seats]
-            case SeatUnknown():
-                gone = list(answer.seat_nos)
-            case Offered():
-                for seat_no in seat_nos:
-                    del shelf[seat_no]
-                return seat_nos, answer
-            case _:
-                return (), answer
-        for seat_no in gone:
-            del shelf[seat_no]
-    return (), None
-
-
-async def _waiting(postgres: asyncpg.Pool, sale: Sale, shelf: dict[str, FreedSeat]) -> AsyncIterator[asyncpg.Record]:
+async def _waiting(postgres: asyncpg.Pool, shelf: Shelf) -> AsyncIterator[asyncpg.Record]:
     """Who waits and might be helped by what is on the shelf, in order of joining, for as long as something is."""
     after = 0
-    while shelf:
-        rows = await SQL.list_waiting.fetch(
-            postgres,
-            sale.sale_id,
-            after,
-            list({seat.category for seat in shelf.values()}),
-            list({seat.section for seat in shelf.values()}),
-            min(seat.price for seat in shelf.values()),
-            ENTRIES_AT_ONCE,
-        )
+    while not shelf.is_bare():
+        rows = await shelf.list_waiting(postgres, after=after, most=ENTRIES_AT_ONCE)
         for row in rows:
-            if not shelf:
+            if shelf.is_bare():
                 return
             yield row
         if len(rows) < ENTRIES_AT_ONCE:
@@ -430,23 +308,13 @@ async def _note(stores: Stores, sale: Sale, entries: Sequence[asyncpg.Record]) -
     left = {row["entry_id"] for row in await SQL.list_left.fetch(stores.postgres, entry_ids)}
     for entry in entries:
         if entry["entry_id"] in left:
-            await _release(stores.gate, sale, entry["entry_id"], entry["reservation_id"], entry["user_id"])
-
-
-async def _publish(gate: Gate, sale: Sale, seat_nos: Sequence[str]) -> int:
-    published = 0
-    for at in range(0, len(seat_nos), PUBLISHED_AT_ONCE):
-        answer = await sales.ask(gate, sale, PUBLISH, seat_nos=seat_nos[at : at + PUBLISHED_AT_ONCE])
-        if not isinstance(answer, Published):
-            break
-        published += answer.count
-    return published
+            await _release(stores.gate, sale, entry["entry_id"], entry["hold_id"], entry["user_id"])
 
 
 # --- the list as a whole ----------------------------------------------------------------------------------------------
 
 
-async def _close_unless_awaited(stores: Stores, sale: Sale) -> None:
+async def _close_unless_awaited(stores: Stores, sale: Sale, kind: Kind) -> None:
     """End the list of a sale in which nobody waits: in its row, then in the store, then for what is on the shelf."""
     if await SQL.is_awaited.fetchval(stores.postgres, sale.sale_id):
         return
@@ -456,29 +324,14 @@ async def _close_unless_awaited(stores: Stores, sale: Sale) -> None:
             return
     [row] = await sales.SQL.find_sales.fetch(stores.postgres, [sale.sale_id])
     await offers.send(stores.gate, stores.postgres, sales.from_row(row))
-    await give_back(stores, sale)
+    await give_back(stores, sale, kind)
 
 
-async def give_back(stores: Stores, sale: Sale) -> int:
-    """Give the public everything that was freed for a list that is over; returns how many seats or units."""
-    if sale.kind == "stock":
-        return await _give_back_units(stores, sale)
+async def give_back(stores: Stores, sale: Sale, kind: Kind) -> int:
+    """Give the public everything that was freed for a list that is over; returns how much."""
     given = 0
-    while isinstance(freed := await sales.ask(stores.gate, sale, FREED, most=SHELF_MAX), Freed) and freed.rows:
-        given += await _publish(stores.gate, sale, list(freed.since))
-    return given
-
-
-async def _give_back_units(stores: Stores, sale: Sale) -> int:
-    given = 0
-    while (
-        isinstance(freed := await sales.ask(stores.gate, sale, FREED_UNITS, most=PUBLISHED_AT_ONCE), FreedUnits)
-        and freed.rows
-    ):
-        published = await sales.ask(stores.gate, sale, PUBLISH_UNITS, lines=freed.rows)
-        if not isinstance(published, PublishedUnits):
-            break
-        given += published.count
+    while (shelf := await kind.look(stores, sale)) is not None and not shelf.was_empty:
+        given += await shelf.publish(stores, keep=False)
     return given
 
 

@@ -64,6 +64,11 @@ class Scripts(Protocol):
     async def find(self, gate: Gate, sale: Sale, *, hold_id: str) -> Hold | NotFound | Unavailable:
         """Find a hold by its id."""
 
+    async def release(
+        self, gate: Gate, sale: Sale, *, hold_id: str, buyer_id: str, release_id: str, fingerprint: str
+    ) -> seats.ReleasedAnswer | stock.ReleasedAnswer:
+        """Give back all of a hold that is not being paid."""
+
     async def pay(self, gate: Gate, sale: Sale, *, hold_id: str, buyer_id: str, payment_id: str) -> PayingAnswer:
         """Begin a payment."""
 

@@ -483,23 +483,36 @@ ORDER BY tickets.ticket_no
 LIMIT $1;
 
 -- name: find_strayed_offers
--- Entries of a waiting list whose reservation is not what was wished for, or does not bear out what the entry says.
-SELECT entry_id, entries.status, entries.quantity, lines.count AS seats, reservations.status AS reservation_status,
-  count(*) OVER () AS total
+-- Entries of a waiting list whose reservation or order is not what was wished for, or does not bear out what the entry says.
+-- Of an order units may have been given back since.
+SELECT entry_id, entries.status, entries.quantity, held.count, held.status AS hold_status, count(*) OVER () AS total
 FROM waiting_list_entries AS entries
-LEFT JOIN reservations USING (reservation_id)
 LEFT JOIN LATERAL (
-  SELECT count(*) AS count
-  FROM reservation_seats
-  WHERE reservation_seats.reservation_id = entries.reservation_id
-) AS lines ON true
+  SELECT user_id, sale_id, status, confirmed_at AS bought_at, lines.count, lines.count = entries.quantity AS is_as_wished
+  FROM reservations
+  CROSS JOIN LATERAL (
+    SELECT count(*) AS count FROM reservation_seats WHERE reservation_id = entries.hold_id
+  ) AS lines
+  WHERE reservation_id = entries.hold_id
+  UNION ALL
+  SELECT user_id, sale_id, status, paid_at, lines.count, lines.is_as_wished
+  FROM orders
+  CROSS JOIN LATERAL (
+    SELECT
+      sum(quantity)::bigint AS count,
+      bool_and(variant_id = entries.variant_id AND quantity <= entries.quantity) AS is_as_wished
+    FROM order_items
+    WHERE order_id = entries.hold_id
+  ) AS lines
+  WHERE order_id = entries.hold_id
+) AS held ON true
 WHERE CASE
-  WHEN reservations.reservation_id IS NULL THEN entries.status IN ('TAKEN', 'LAPSED')
-  ELSE reservations.user_id <> entries.user_id
-    OR reservations.sale_id <> entries.sale_id
-    OR lines.count <> entries.quantity
-    OR (entries.status = 'TAKEN' AND reservations.confirmed_at IS NULL)
-    OR (entries.status = 'LAPSED' AND (reservations.confirmed_at IS NOT NULL OR reservations.status = 'PENDING'))
+  WHEN held.status IS NULL THEN entries.status IN ('TAKEN', 'LAPSED')
+  ELSE held.user_id <> entries.user_id
+    OR held.sale_id <> entries.sale_id
+    OR held.is_as_wished IS NOT TRUE
+    OR (entries.status = 'TAKEN' AND held.bought_at IS NULL)
+    OR (entries.status = 'LAPSED' AND (held.bought_at IS NOT NULL OR held.status = 'PENDING'))
 END
 ORDER BY entry_id
 LIMIT $1;
@@ -649,12 +662,16 @@ FROM (
   -- Nobody may have noted that it was offered something: that is looked for twice a minute.
   SELECT 'entry of a waiting list', entry_id,
     CASE entries.status
-      WHEN 'WAITING' THEN reservations.created_at + interval '1 minute'
-      ELSE coalesce(reservations.ended_at, reservations.confirmed_at)
+      WHEN 'WAITING' THEN held.created_at + interval '1 minute'
+      ELSE coalesce(held.ended_at, held.bought_at)
     END
   FROM waiting_list_entries AS entries
-  JOIN reservations USING (reservation_id)
-  WHERE entries.status = 'WAITING' OR (entries.status = 'OFFERED' AND reservations.status <> 'PENDING')
+  CROSS JOIN LATERAL (
+    SELECT status, created_at, ended_at, confirmed_at AS bought_at FROM reservations WHERE reservation_id = entries.hold_id
+    UNION ALL
+    SELECT status, created_at, ended_at, paid_at FROM orders WHERE order_id = entries.hold_id
+  ) AS held
+  WHERE entries.status = 'WAITING' OR (entries.status = 'OFFERED' AND held.status <> 'PENDING')
 ) AS unfinished
 WHERE since < now() - make_interval(secs => $2)
 ORDER BY since, id

@@ -863,27 +863,36 @@ CREATE TABLE waiting_list_entries (
   -- The order of joining: numbers are given out under the lock of the sale's row.
   entry_no bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
   sale_id uuid NOT NULL,
-  schedule_id uuid NOT NULL,
+  -- What is waited for: seats of an event, or units of a variant.
+  schedule_id uuid,
+  variant_id uuid,
   user_id uuid NOT NULL REFERENCES users,
-  -- The wish: so many seats, side by side or not, of one category, of one section, each at most so dear.
-  quantity integer NOT NULL CHECK (quantity BETWEEN 1 AND 20),
-  adjacent boolean NOT NULL,
+  quantity integer NOT NULL,
+  -- Of seats: side by side or not, of one category, of one section, each at most so dear.
+  adjacent boolean,
   category text,
   section text,
   price_max bigint CHECK (price_max >= 0),
   accessible integer NOT NULL DEFAULT 0 CHECK (accessible >= 0),
-  -- What will be offered is a hold of this id, once: whether it was, and what became of it, its reservation says.
-  reservation_id uuid NOT NULL UNIQUE,
+  -- What will be offered is a hold of this id, once: whether it was, and what became of it, its reservation or order says.
+  hold_id uuid NOT NULL UNIQUE,
   status text NOT NULL CHECK (status IN ('WAITING', 'OFFERED', 'TAKEN', 'LAPSED', 'LEFT')),
-  reason text CHECK (reason IN ('USER', 'EVENT_OVER', 'EVENT_CANCELLED')),
+  reason text CHECK (reason IN ('USER', 'EVENT_OVER', 'EVENT_CANCELLED', 'SALE_OVER')),
   fingerprint text NOT NULL,
   created_at timestamptz NOT NULL DEFAULT now(),
   updated_at timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT waiting_list_entries_for CHECK (num_nonnulls(schedule_id, variant_id) = 1),
+  CONSTRAINT waiting_list_entries_quantity
+    CHECK (quantity BETWEEN 1 AND CASE WHEN variant_id IS NULL THEN 20 ELSE 1000 END),
+  CONSTRAINT waiting_list_entries_seats CHECK ((schedule_id IS NOT NULL) = (adjacent IS NOT NULL)),
+  CONSTRAINT waiting_list_entries_units
+    CHECK (variant_id IS NULL OR (num_nonnulls(category, section, price_max) = 0 AND accessible = 0)),
   CONSTRAINT waiting_list_entries_accessible CHECK (accessible <= quantity),
   CONSTRAINT waiting_list_entries_reason CHECK ((status = 'LEFT') = (reason IS NOT NULL))
 );
 CREATE INDEX waiting_list_entries_waiting ON waiting_list_entries (sale_id, entry_no) WHERE status = 'WAITING';
-CREATE INDEX waiting_list_entries_offered ON waiting_list_entries (reservation_id) WHERE status = 'OFFERED';
+CREATE INDEX waiting_list_entries_variant ON waiting_list_entries (variant_id, entry_no) WHERE status = 'WAITING';
+CREATE INDEX waiting_list_entries_offered ON waiting_list_entries (hold_id) WHERE status = 'OFFERED';
 CREATE INDEX waiting_list_entries_mine ON waiting_list_entries (user_id, entry_no DESC);
 
 -- The waiting room ---------------------------------------------------------------------------------------------------

@@ -3,11 +3,23 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine import authorisations, ids, orders, products, rebuild, sales, stock
+from engine import (
+    accounts,
+    authorisations,
+    ids,
+    orders,
+    products,
+    rebuild,
+    sales,
+    stock,
+    variant_waiting_lists,
+    waiting_lists,
+)
 from engine.authorisations import Authorisation
 from engine.products import NewProduct, NewVariant
 from engine.sales import SaleBook, Terms
 from engine.seats import Confirmed, Paying
+from engine.shelf import UnitWish
 from engine.stock import Units
 from engine.stores.connections import Stores
 from engine.stores.outbox import Entry
@@ -117,7 +129,61 @@ class Goods(Selling):
             ),
         )
 
+    # Who waits -----------------------------------------------------------------------------------------------------
+
+    async def restock(self, name: str, quantity: int) -> None:
+        """So many more units come, and the store hears of it."""
+        self.made += 1
+        restocked = await products.restock(
+            self.stores.postgres,
+            restock_id=ids.derive_in(self.sale_id, "restock", str(self.made)),
+            variant_id=self.variants[name],
+            quantity=quantity,
+            api_key_id=await accounts.own_key(self.stores.postgres),
+        )
+        assert isinstance(restocked, tuple), restocked
+        assert isinstance(await products.tell(self.stores.gate, self.stores.postgres, await self.sale()), products.Told)
+
+    async def try_join(self, by: str, key: str = "", **units: int) -> Any:
+        """Wait for units of one variant, `mug=2`; the answer, whatever it is."""
+        [(name, quantity)] = units.items()
+        return await variant_waiting_lists.join(
+            self.stores,
+            self.book,
+            entry_id=ids.derive("entry", by, key),
+            user_id=await self.person(by),
+            wish=UnitWish(variant_id=self.variants[name], quantity=quantity),
+        )
+
+    async def join(self, by: str, key: str = "", **units: int) -> waiting_lists.Entry:
+        """The same, which must succeed."""
+        entry = await self.try_join(by, key, **units)
+        assert isinstance(entry, waiting_lists.Entry), entry
+        return entry
+
+    async def serve(self) -> waiting_lists.Served:
+        """What the sale's owner does a few times a second."""
+        return await variant_waiting_lists.serve(self.stores, await self.sale())
+
+    async def offer_of(self, entry: waiting_lists.Entry) -> stock.Hold:
+        """What was offered, which must be there."""
+        found = await stock.find(self.stores.gate, await self.sale(), hold_id=entry.hold_id)
+        assert isinstance(found, stock.Hold), found
+        return found
+
+    async def waiting(self) -> dict[str, str]:
+        """How each entry stands, by name of its user, in order of joining."""
+        rows = await self.rows("SELECT user_id, status FROM waiting_list_entries ORDER BY entry_no")
+        names = {user_id: name for name, user_id in self.people.items()}
+        return {names[user_id]: status for user_id, status in rows}
+
     # What a test looks at ------------------------------------------------------------------------------------------
+
+    async def freed(self) -> dict[str, int]:
+        """What the waiting list has of each variant that it has anything of."""
+        rows = await self.stores.redis.hgetall((await self.sale()).keys.stock_freed)  # type: ignore[misc]
+        names = {variant_id: name for name, variant_id in self.variants.items()}
+        return {names[variant_id.decode()]: int(units) for variant_id, units in rows.items()}
 
     async def left(self) -> dict[str, int]:
         """What Redis has of each variant."""

@@ -1,6 +1,8 @@
 """Waiting lists: what was freed is offered to those who wait, a few times a second, and what became of it is noted."""
 
-from engine import waiting_lists
+from typing import Final
+
+from engine import seat_waiting_lists, variant_waiting_lists, waiting_lists
 from engine.sales import Sale
 from engine.stores.connections import Stores
 from workers import metrics
@@ -11,18 +13,21 @@ FOLLOW_EVERY_S = 1.0
 NOTE_EVERY_S = 30.0
 
 
+_KINDS: Final = {"seats": seat_waiting_lists.SEATS, "stock": variant_waiting_lists.UNITS}
+
+
 async def serve(stores: Stores, sale: Sale) -> bool:
-    """Offer what was freed in a sale of seats that has a waiting list; returns whether more can be done at once."""
-    if not sale.waiting_list or sale.kind != "seats":
+    """Offer what was freed in a sale that has a waiting list; returns whether more can be done at once."""
+    if not sale.waiting_list:
         return False
-    served = await waiting_lists.serve(stores, sale)
+    served = await waiting_lists.serve(stores, sale, _KINDS[sale.kind])
     metrics.OFFERED.inc(served.offered)
     return served.more
 
 
 async def give_back(stores: Stores, sale: Sale) -> None:
     """Give the public what was freed for a list that ended before it got there."""
-    await waiting_lists.give_back(stores, sale)
+    await waiting_lists.give_back(stores, sale, _KINDS[sale.kind])
 
 
 async def follow(stores: Stores) -> None:

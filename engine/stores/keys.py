@@ -140,7 +140,7 @@ class SaleKeys:
 
     @cached_property
     def freed(self) -> str:
-        """Sorted set: seat_no of what was freed while the sale has a waiting list, scored by the millisecond."""
+        """Sorted set: seat_no or variant_id of what the waiting list has, scored by the millisecond it got there."""
         return self._key("freed")
 
     @cached_property

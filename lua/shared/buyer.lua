@@ -1,9 +1,10 @@
--- Who wants to hold units, whether this buyer may, and the moment of it. It stands on sale, room and holds.
+-- Who wants to hold units, whether this buyer may, and the hold. It stands on sale, streams, room, holds and units.
 
 -- As text once a call: all its operations are of one moment and one sale.
 local held_at, held_until = text(now_ms), text(now_ms + term("hold_ms"))
 
--- What may begin at all: nil and what is known of the buyer, or why not.
+-- What may begin at all: nil and what is known of the buyer, or why not. Without a `queue_no` (an empty one) no place in
+-- line is asked for.
 local function judge_buyer(tokens, active, buyer_id, queue_no)
   if now_ms < term("opens_at_ms") then
     return { "sale_not_open", sale.opens_at_ms }
@@ -15,7 +16,7 @@ local function judge_buyer(tokens, active, buyer_id, queue_no)
     return { "busy", 1000 }
   end
   local buyer = { id = buyer_id, queue_no = "0" }
-  if room_is_on() then
+  if queue_no ~= "" and room_is_on() then
     buyer.token, buyer.token_deadline_ms = active_token(tokens, active, buyer_id, queue_no)
     if not buyer.token then
       return { "not_admitted" }
@@ -30,4 +31,24 @@ local function judge_buyer(tokens, active, buyer_id, queue_no)
   end
   buyer.row, buyer.open = row, open
   return nil, buyer
+end
+
+-- A new hold of these units, taken from wherever they were, until `expires_at_ms`; the entry tells all of its record.
+local function hold_units(journal, hold_id, buyer, fingerprint, units, price_list, amount, expires_at_ms)
+  local n = next_number("journal", "fence")
+  local hold = {
+    state = "HELD", buyer_id = buyer.id, fence = text(sale.fence), queue_no = buyer.queue_no, fingerprint = fingerprint,
+    created_at_ms = held_at, expires_at_ms = expires_at_ms, amount = text(amount), seats = units,
+    prices = table.concat(price_list, ","),
+  }
+  keep_hold(hold_id, hold)
+  redis.call("ZADD", deadlines, free_at_ms(hold_id, hold), hold_id)
+  buyer.row.open = with(buyer.row.open, hold_id)
+  keep_buyer(buyer.id, buyer.row)
+  append(
+    journal, n, "held", "hold_id", hold_id, "buyer_id", buyer.id, "fence", hold.fence, "queue_no", hold.queue_no,
+    "fingerprint", fingerprint, "seats", hold.seats, "prices", hold.prices, "amount", hold.amount,
+    "created_at_ms", held_at, "expires_at_ms", expires_at_ms
+  )
+  return hold
 end

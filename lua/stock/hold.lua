@@ -110,23 +110,10 @@ if #shortages > 0 then
 end
 
 -- Change.
-local n = next_number("journal", "fence")
-local hold = {
-  state = "HELD", buyer_id = buyer_id, fence = text(sale.fence), queue_no = buyer.queue_no, fingerprint = fingerprint,
-  created_at_ms = held_at, expires_at_ms = held_until, amount = text(amount),
-  seats = join_lines(variant_ids, quantities), prices = table.concat(price_list, ","),
-}
 take_units(variant_ids, quantities)
-keep_hold(hold_id, hold)
-redis.call("ZADD", deadlines, free_at_ms(hold_id, hold), hold_id)
-buyer.row.open = with(buyer.row.open, hold_id)
-keep_buyer(buyer_id, buyer.row)
+local units = join_lines(variant_ids, quantities)
+local hold = hold_units(journal, hold_id, buyer, fingerprint, units, price_list, amount, held_until)
 if buyer.token then
   renew_token(tokens, active, buyer_id, buyer.token, buyer.token_deadline_ms)
 end
-append(
-  journal, n, "held", "hold_id", hold_id, "buyer_id", buyer_id, "fence", hold.fence, "queue_no", hold.queue_no,
-  "fingerprint", fingerprint, "seats", hold.seats, "prices", hold.prices, "amount", hold.amount,
-  "created_at_ms", held_at, "expires_at_ms", held_until
-)
 return { "held", held_until, hold.fence, hold.amount, held_at, hold.seats, hold.prices }

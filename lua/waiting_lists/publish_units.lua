@@ -7,6 +7,7 @@
 --   sale            hash    the sale's terms and counters
 --   stock           hash    variant_id -> units left
 --   stock_freed     hash    variant_id -> units that the waiting list has
+--   freed           zset    variant_id of what the waiting list has, scored by the millisecond it was first listed
 -- ARGV
 --   epoch
 --   lines...
@@ -16,10 +17,12 @@
 --   stale_epoch             epoch
 --   sale_rebuilding
 --
--- A line is "variant_id:quantity"; of more than the waiting list has, all that it has is given. Postgres never heard that
--- these were anything but left, so there is no entry. A repeat makes no units: what it gives, the waiting list has not.
+-- A line is "variant_id:quantity"; of more than the waiting list has, all that it has is given, and what stays came later and
+-- waits anew. Postgres never heard that these were anything but left, so there is no entry. A repeat makes no units: what it
+-- gives, the waiting list has not.
 local stock = KEYS[2]
 local stock_freed = KEYS[3]
+local freed = KEYS[4]
 local epoch = ARGV[1]
 local lines = { unpack(ARGV, 2) }
 
@@ -30,9 +33,10 @@ if refusal then return refusal end
 local count = 0
 for _, line in ipairs(lines) do
   local variant_id, quantity = string.match(line, "^(.+):(%d+)$")
-  local freed = tonumber(redis.call("HGET", stock_freed, variant_id) or "0")
-  local given = math.min(freed, tonumber(quantity))
-  if given == freed then
+  local shelved = tonumber(redis.call("HGET", stock_freed, variant_id) or "0")
+  local given = math.min(shelved, tonumber(quantity))
+  redis.call("ZREM", freed, variant_id)
+  if given == shelved then
     redis.call("HDEL", stock_freed, variant_id)
   else
     redis.call("HINCRBY", stock_freed, variant_id, string.format("%d", -given))

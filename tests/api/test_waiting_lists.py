@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from api.house import House
-from engine import waiting_lists
-from tests.api.calling import Person, Show, Worker, problem
+from engine import seat_waiting_lists, variant_waiting_lists, waiting_lists
+from tests.api.calling import Person, Show, Worker, problem, stock_up
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def serve(house: House, show: Show, worker: Worker) -> None:
     """What the worker does a few times a second."""
     sale = await house.book.read(show.sale_id)
     assert sale is not None
-    await waiting_lists.serve(house.stores, sale)
+    await seat_waiting_lists.serve(house.stores, sale)
     await worker.drain()
     await waiting_lists.follow(house.postgres)
 
@@ -205,4 +205,126 @@ async def test_nobody_waits_for_a_sale_that_has_not_begun_or_is_over(
     edit = {"opens_at": None, "closes_at": "2026-01-01T00:00:00Z"}
     changed = await operator.patch(f"/v1/admin/schedules/{show.schedule_id}", edit, version=version + 1)
     assert changed.status_code == 200, changed.text
+    assert problem(await people[0].post(path, {"quantity": 1})) == (409, "sale_closed")
+
+
+# Units ----------------------------------------------------------------------------------------------------------------
+
+
+async def mug(operator: Person, stock: int = 2, **product: object) -> tuple[str, str]:
+    """A product and its only variant, of which there are so many."""
+    made = await stock_up(operator, variants=[{"stock": stock}], **product)
+    return made["product_id"], made["variants"][0]["variant_id"]
+
+
+async def serve_units(house: House, sale_id: str, worker: Worker) -> None:
+    """What the worker does a few times a second."""
+    sale = await house.book.read(sale_id)
+    assert sale is not None
+    await variant_waiting_lists.serve(house.stores, sale)
+    await worker.drain()
+    await waiting_lists.follow(house.postgres)
+
+
+async def test_from_waiting_for_units_to_a_paid_order(
+    house: House, operator: Person, people: list[Person], worker: Worker
+) -> None:
+    ann, ben, _ = people
+    _, variant_id = await mug(operator)
+    order = {"lines": [{"variant_id": variant_id, "quantity": 2}]}
+    assert (await ben.post("/v1/orders", order)).status_code == 201
+    assert problem(await ann.post("/v1/orders", order)) == (409, "sold_out")
+    path = f"/v1/variants/{variant_id}/waiting-list"
+    joined = await ann.post(path, {"quantity": 2}, key="k")
+    assert joined.status_code == 201, joined.text
+    entry = joined.json()
+    assert entry.pop("created_at")
+    assert entry.pop("server_time")
+    assert entry == {
+        "entry_id": entry["entry_id"],
+        "variant_id": variant_id,
+        "sale_id": entry["sale_id"],
+        "status": "WAITING",
+        "ahead": 0,
+        "quantity": 2,
+    }
+    again = await ann.post(path, {"quantity": 2}, key="k")
+    assert (again.status_code, again.headers["Idempotent-Replayed"]) == (201, "true")
+    assert problem(await ann.post(path, {"quantity": 1}, key="k")) == (422, "idempotency_key_reused")
+
+    restocked = await operator.post(f"/v1/admin/variants/{variant_id}/restocks", {"quantity": 3})
+    assert restocked.status_code == 201, restocked.text
+    assert problem(await ben.post("/v1/orders", order)) == (409, "sold_out")  # the list has them
+    await serve_units(house, entry["sale_id"], worker)
+    offered = await mine(ann)
+    assert (offered["status"], "reservation_id" in offered) == ("OFFERED", False)
+    [shown] = (await ann.get("/v1/orders")).json()["items"]
+    assert (shown["order_id"], shown["status"], shown["total_amount"]) == (offered["order_id"], "PENDING", 1000)
+    assert shown["expires_at"] == offered["expires_at"]
+    async with worker.draining():
+        paid = await ann.post(f"/v1/orders/{offered['order_id']}/payments", {"method": "BALANCE"})
+    assert paid.status_code == 201, paid.text
+    await serve_units(house, entry["sale_id"], worker)
+    assert ((await mine(ann))["status"], "expires_at" in await mine(ann)) == ("TAKEN", False)
+    one = {"lines": [{"variant_id": variant_id, "quantity": 1}]}
+    assert (await ben.post("/v1/orders", one)).status_code == 201  # the third is the public's
+
+
+async def test_both_kinds_are_listed_and_left_alike(
+    house: House, operator: Person, show: Show, people: list[Person], worker: Worker, path: str
+) -> None:
+    ann, ben, _ = people
+    _, variant_id = await mug(operator, stock=0)
+    seats = (await ann.post(path, {"quantity": 1})).json()
+    units = (await ann.post(f"/v1/variants/{variant_id}/waiting-list", {"quantity": 1000})).json()
+    listed = (await ann.get("/v1/waiting-list")).json()["items"]
+    assert [(each["entry_id"], each.get("variant_id"), each.get("schedule_id")) for each in listed] == [
+        (units["entry_id"], variant_id, None),
+        (seats["entry_id"], None, show.schedule_id),
+    ]
+    await operator.post(f"/v1/admin/variants/{variant_id}/restocks", {"quantity": 1000})
+    await serve_units(house, units["sale_id"], worker)
+    offered = await mine(ann)
+    assert offered["status"] == "OFFERED"
+    assert problem(await ben.delete(f"/v1/waiting-list/{units['entry_id']}")) == (404, "not_found")
+    for _ in range(2):
+        left = await ann.delete(f"/v1/waiting-list/{units['entry_id']}")
+        assert (left.status_code, left.json()["status"], left.json()["reason"]) == (200, "LEFT", "USER")
+    order = (await ann.get(f"/v1/orders/{offered['order_id']}")).json()
+    assert (order["status"], order["reason"]) == ("CANCELLED", "USER")
+
+
+@pytest.mark.parametrize("quantity", [0, -1, 1001, 10**12, "2", None, 1.5])
+async def test_one_waits_for_a_number_of_units(operator: Person, people: list[Person], quantity: object) -> None:
+    _, variant_id = await mug(operator)
+    refused = await people[0].post(f"/v1/variants/{variant_id}/waiting-list", {"quantity": quantity})
+    assert problem(refused) == (400, "invalid_request")
+    assert (await people[0].get("/v1/waiting-list")).json()["items"] == []
+
+
+async def test_only_what_the_public_sees_is_waited_for_and_only_a_few_times(
+    operator: Person, people: list[Person]
+) -> None:
+    ann = people[0]
+    _, hidden = await mug(operator, status="DRAFT")
+    assert problem(await ann.post(f"/v1/variants/{hidden}/waiting-list", {"quantity": 1})) == (404, "not_found")
+    assert problem(await ann.post(f"/v1/variants/{'0' * 32}/waiting-list", {"quantity": 1})) == (404, "not_found")
+    assert problem(await ann.post("/v1/variants/no-such/waiting-list", {"quantity": 1})) == (404, "not_found")
+    _, variant_id = await mug(operator)
+    path = f"/v1/variants/{variant_id}/waiting-list"
+    assert problem(await ann.http.post(path, headers=ann.headers, json={"quantity": 1})) == (400, "key_required")
+    assert problem(await Person(ann.http, "", "").post(path, {"quantity": 1})) == (401, "not_signed_in")
+    for _ in range(5):
+        assert (await ann.post(path, {"quantity": 1})).status_code == 201
+    assert problem(await ann.post(path, {"quantity": 1})) == (409, "limit_reached")
+
+
+async def test_nobody_waits_for_units_of_a_drop_before_it_opens_or_after_it_closed(
+    house: House, operator: Person, people: list[Person]
+) -> None:
+    _, variant_id = await mug(operator)
+    path = f"/v1/variants/{variant_id}/waiting-list"
+    await house.postgres.execute("UPDATE sales SET opens_at = now() + interval '1 hour'")
+    assert problem(await people[0].post(path, {"quantity": 1})) == (409, "sale_not_open")
+    await house.postgres.execute("UPDATE sales SET opens_at = NULL, closes_at = now()")
     assert problem(await people[0].post(path, {"quantity": 1})) == (409, "sale_closed")

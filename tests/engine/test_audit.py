@@ -154,3 +154,76 @@ async def test_what_was_miscounted_or_forgotten_is_found(
     (check,) = [check for check in report.checks if check.invariant == invariant]
     assert check.verdict == "false"
     assert words in describe(report)
+
+
+# Who waited for units -------------------------------------------------------------------------------------------------
+
+
+async def wait(goods: Goods, status: str, *, quantity: int = 1, variant: str = "mug", order: str = "PAID") -> None:
+    """Let an order of this status have been somebody's offer."""
+    await goods.stores.postgres.execute(
+        "INSERT INTO waiting_list_entries "
+        "(entry_id, sale_id, variant_id, user_id, quantity, hold_id, status, fingerprint) "
+        "SELECT order_id, sale_id, $1, user_id, $2, order_id, $3, '' FROM orders WHERE status = $4",
+        goods.variants[variant],
+        quantity,
+        status,
+        order,
+    )
+
+
+async def verdicts(goods: Goods) -> tuple[str, str]:
+    """What is said of I4 and I7."""
+    found = {check.invariant: check.verdict for check in (await look(goods)).checks}
+    return found["I4"], found["I7"]
+
+
+@pytest.mark.parametrize(
+    ("status", "quantity", "variant", "order", "verdict"),
+    [
+        ("TAKEN", 1, "mug", "PAID", "true"),
+        ("TAKEN", 2, "mug", "PAID", "true"),  # one of them was given back before it was paid
+        ("TAKEN", 2, "mug", "REFUNDED", "true"),
+        ("TAKEN", 1, "mug", "REFUNDED", "false"),
+        ("TAKEN", 1, "cap_s", "PAID", "false"),
+        ("TAKEN", 3, "mug", "PARTIALLY_REFUNDED", "false"),
+        ("LAPSED", 1, "mug", "PAID", "false"),
+    ],
+)
+async def test_what_was_offered_is_what_was_waited_for(
+    goods: Goods, status: str, quantity: int, variant: str, order: str, verdict: str
+) -> None:
+    await wait(goods, status, quantity=quantity, variant=variant, order=order)
+    assert (await verdicts(goods))[0] == verdict
+
+
+async def test_an_offer_that_was_taken_has_an_order_of_whom_it_was_made_to(goods: Goods) -> None:
+    await wait(goods, "TAKEN")
+    await goods.stores.postgres.execute(
+        "UPDATE waiting_list_entries SET user_id = $1", await goods.person("somebody else")
+    )
+    assert (await verdicts(goods))[0] == "false"
+    await goods.stores.postgres.execute("UPDATE waiting_list_entries SET hold_id = $1", ids.random_id())
+    assert (await verdicts(goods))[0] == "false"
+
+
+@pytest.mark.parametrize("status", ["WAITING", "OFFERED"])
+async def test_what_became_of_an_offer_is_noted_soon(goods: Goods, status: str) -> None:
+    await wait(goods, status)
+    assert (await verdicts(goods))[1] == "true"
+    await goods.stores.postgres.execute(
+        "UPDATE orders SET created_at = created_at - interval '1 hour', paid_at = paid_at - interval '1 hour'"
+    )
+    assert (await verdicts(goods))[1] == "false"
+
+
+@pytest.mark.parametrize(("price", "verdict"), [("1200", "false"), ("-1200", "true")])
+async def test_units_are_not_kept_for_a_list_for_long_while_they_are_on_sale(
+    goods: Goods, price: str, verdict: str
+) -> None:
+    keys, redis, mug = (await goods.sale()).keys, goods.stores.redis, goods.variants["mug"]
+    await redis.execute_command("HINCRBY", keys.stock, mug, -1)
+    await redis.execute_command("HSET", keys.stock_freed, mug, 1)
+    await redis.execute_command("HSET", keys.prices, mug, price)
+    await redis.execute_command("ZADD", keys.freed, 1, mug)
+    assert (await verdicts(goods))[1] == verdict

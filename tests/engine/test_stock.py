@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 from redis.asyncio import RedisCluster
 
-from engine import copies, ids, rebuild, seats, stock, stock_copies, waiting_lists
+from engine import copies, ids, rebuild, seats, stock, stock_copies
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SaleClosed, SlowDown
 from engine.sales import stored_terms
 from engine.stores.connections import RedisClient
 from engine.stores.replies import Refusal, Reply, SaleRebuilding, SaleUnknown, StaleEpoch, title_of
 from engine.stores.scripts import Script, StoreFull
+from engine.variant_waiting_lists import FREED_UNITS, PUBLISH_UNITS, FreedUnits, PublishedUnits
 from tests.engine.seat_sales import buyer, together
 from tests.engine.stock_sales import EACH, PRICES, Stall, open_stall
 from tests.engine.stored_sales import HOUR_MS
@@ -1241,17 +1242,19 @@ async def test_freed_units_are_given_to_the_public_and_never_made(redis_any: Red
     await (await stall.held(mug=4, cap=2)).release()
     assert (await stall.left(), await stall.freed()) == ({"mug": 6, "cap": 8, "shirt": 10}, {"mug": 4, "cap": 2})
     gate, keys = stall.gate, stall.sale.keys
-    listed = await waiting_lists.FREED_UNITS(gate, keys, epoch=1, most=1)
-    assert isinstance(listed, waiting_lists.FreedUnits)
+    listed = await FREED_UNITS(gate, keys, epoch=1, most=1)
+    assert isinstance(listed, FreedUnits)
     assert (len(listed.rows), listed.left) == (1, 1)
     lines = ("mug:3", "cap:9", "shirt:1")
-    assert await waiting_lists.PUBLISH_UNITS(gate, keys, epoch=1, lines=lines) == waiting_lists.PublishedUnits(5)
+    assert await PUBLISH_UNITS(gate, keys, epoch=1, lines=lines) == PublishedUnits(5)
     assert (await stall.left(), await stall.freed()) == ({"mug": 9, "cap": 10, "shirt": 10}, {"mug": 1})
     await stall.check()
-    assert await waiting_lists.PUBLISH_UNITS(gate, keys, epoch=1, lines=lines) == waiting_lists.PublishedUnits(1)
-    assert await waiting_lists.PUBLISH_UNITS(gate, keys, epoch=1, lines=lines) == waiting_lists.PublishedUnits(0)
+    assert await PUBLISH_UNITS(gate, keys, epoch=1, lines=lines) == PublishedUnits(1)
+    assert await PUBLISH_UNITS(gate, keys, epoch=1, lines=lines) == PublishedUnits(0)
     await stall.check()
-    assert await waiting_lists.FREED_UNITS(gate, keys, epoch=1, most=9) == waiting_lists.FreedUnits(0, ())
+    listed = await FREED_UNITS(gate, keys, epoch=1, most=9)
+    assert isinstance(listed, FreedUnits)
+    assert (listed.left, listed.rows, await stall.scores("freed")) == (0, (), {})
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -7,16 +7,18 @@ every sale is asserted after every step: of each variant left + freed + held + p
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from engine import ids, products, seats, stock
+from engine import ids, products, sales, seats, stock, waiting_lists
 from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
 from engine.stores import embedded
 from engine.stores.replies import Reply
+from engine.variant_waiting_lists import FREED_UNITS, OFFER_UNITS, PUBLISH_UNITS, FreedUnits, PublishedUnits
 from tests.engine.seat_sales import buyer
 from tests.engine.stock_sales import PRICES, Stall, open_stall
 from tests.engine.two_stores import TwoStores, try_out
@@ -189,6 +191,31 @@ class Model:
             wish.units -= wanted
         return stock.Released(0, told)
 
+    def offer(self, hold_id: str, by: str, fingerprint: str, variant_id: str, quantity: int) -> Reply | None:
+        """Answer a refusal, or None and hold what the waiting list has for one who waits."""
+        if known := self.known.get(hold_id):
+            return seats.HoldKnown(known.shown)
+        if variant_id in {UNKNOWN, STOPPED}:
+            return stock.UnitUnknown((variant_id,))
+        if self.freed[variant_id] < quantity:
+            return stock.SoldOut((f"{variant_id} {quantity} {self.freed[variant_id]}",))
+        live = [w for w in self.known.values() if w.by == by and w.shown in {"HELD", "PAYING"}]
+        have = self.bought(by) + sum(w.units.total() for w in live)
+        if have + quantity > LIMIT:
+            return LimitReached(limit=LIMIT, have=have)
+        units = Counter({variant_id: quantity})
+        self.freed -= units
+        self.fence += 1
+        self.wishes[hold_id] = Wish(hold_id, by, fingerprint, self.fence, units)
+        return None
+
+    def publish(self, variant_id: str, quantity: int) -> Reply:
+        """Give the public what the waiting list has, of each no more than that."""
+        given = min(quantity, self.freed[variant_id])
+        self.freed -= Counter({variant_id: given})
+        self.left[variant_id] += given
+        return PublishedUnits(given)
+
     def pay(self, hold_id: str, by: str, payment_id: str) -> Reply | None:
         """Answer a refusal, or None and pay."""
         wish = self.known.get(hold_id)
@@ -284,11 +311,13 @@ class Stock(TwoStores[Stall]):
         self.on_the_way: list[dict[str, Any]] = []
 
     async def open(self, redis: Any, *, shebang: bool) -> Stall:
-        stall = await open_stall(redis, INITIAL, shebang=shebang, per_buyer_max=LIMIT)
+        stall = await open_stall(redis, INITIAL, shebang=shebang, per_buyer_max=LIMIT, offer_ms=60_000)
         await stall.redis.hset(stall.sale.keys.prices, STOPPED, "-500")
         return stall
 
     def timeless(self, answer: Any) -> Any:
+        if isinstance(answer, FreedUnits):
+            return answer.units, answer.left
         if isinstance(answer, Reply | stock.Hold):
             fields = {name: getattr(answer, name) for name in answer.__struct_fields__}
             return type(answer), self.timeless(fields)
@@ -547,6 +576,44 @@ class Stock(TwoStores[Stall]):
     def turn_the_waiting_list(self, *, on: bool) -> None:
         self.model.waiting_list = on
         self.on_both(lambda stall: stall.set(waiting_list=int(on)))
+
+    @precondition(lambda machine: +machine.model.freed)
+    @rule(pick=PICKS, by=NAMES, quantity=st.integers(1, 3), known=st.integers(0, 4))
+    def offer(self, pick: int, by: str, quantity: int, known: int) -> None:
+        """Offer what the list has, now and then something else, or under an id that has held before."""
+        freed = sorted(+self.model.freed)
+        variant_id = [*freed * 4, *INITIAL, STOPPED, UNKNOWN][pick % (len(freed) * 4 + len(INITIAL) + 2)]
+        self.made += 1
+        remembered = list(self.model.known)
+        is_new = known > 0 or not remembered
+        hold_id = ids.derive("hold", str(self.made)) if is_new else remembered[pick % len(remembered)]
+        expected = self.model.offer(hold_id, by, "o" * 16, variant_id, quantity)
+        reply = self.ask(
+            partial(sales.ask, script=OFFER_UNITS),
+            hold_id=hold_id,
+            buyer_id=buyer(by),
+            fingerprint="o" * 16,
+            variant_id=variant_id,
+            quantity=quantity,
+        )
+        if expected is None:
+            assert isinstance(reply, waiting_lists.Offered), reply
+            assert (reply.fence, reply.amount) == (self.model.fence, self.model.told[variant_id][0] * quantity)
+        else:
+            assert reply == expected
+
+    @precondition(lambda machine: +machine.model.freed)
+    @rule(variant_id=st.sampled_from(tuple(INITIAL)), quantity=st.integers(1, 4))
+    def publish(self, variant_id: str, quantity: int) -> None:
+        expected = self.model.publish(variant_id, quantity)
+        reply = self.ask(partial(sales.ask, script=PUBLISH_UNITS), lines=(f"{variant_id}:{quantity}",))
+        assert reply == expected
+
+    @invariant()
+    def the_shelf_is_listed_as_it_stands(self) -> None:
+        shelf = self.ask(partial(sales.ask, script=FREED_UNITS), most=9)
+        assert (Counter(shelf.units), shelf.left) == (+self.model.freed, 0)
+        assert self.runner.run(self.valkey.scores("freed")).keys() == shelf.since.keys()
 
     @rule(room=st.sampled_from(("off", "open")))
     def turn_the_room(self, room: str) -> None:

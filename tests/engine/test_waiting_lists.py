@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from engine import catalogue, ids, offers, rebuild, sales, seat_cancellations, seats, waiting_lists
+from engine import catalogue, ids, offers, rebuild, sales, seat_cancellations, seat_waiting_lists, seats, waiting_lists
 from engine.cancellations import Cancellation
 from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound, SaleClosed
+from engine.seat_waiting_lists import NeverFits
 from engine.seats import OfferUnknown, PaymentRunning, SaleNotOpen
 from engine.shelf import Wish
 from engine.stores.connections import Stores
-from engine.waiting_lists import Entry, NeverFits, Served
+from engine.waiting_lists import Entry, Served
 from tests.shop import PRICE, START_AT, Shop, open_shop
 
 
@@ -30,7 +31,7 @@ class Line:
 
     async def join(self, name: str, key: str = "", **wish: Any) -> Any:
         sale = await self.shop.sale()
-        return await waiting_lists.join(
+        return await seat_waiting_lists.join(
             self.shop.stores,
             self.shop.book,
             sale,
@@ -49,7 +50,7 @@ class Line:
             await self.shop.release(self.hold_ids[seat_no])
 
     async def serve(self) -> Served:
-        return await waiting_lists.serve(self.shop.stores, await self.shop.sale())
+        return await seat_waiting_lists.serve(self.shop.stores, await self.shop.sale())
 
     async def follow(self) -> None:
         """The journal reaches Postgres, and what became of offers is noted."""
@@ -63,7 +64,7 @@ class Line:
         return {names[user_id]: status for user_id, status in rows}
 
     async def offer_of(self, entry: Entry) -> seats.Hold:
-        return await self.shop.find(entry.reservation_id)
+        return await self.shop.find(entry.hold_id)
 
     async def age_shelf(self) -> None:
         """Let what is on the shelf have been there for long enough."""
@@ -257,7 +258,7 @@ async def test_one_who_may_have_no_more_stays_in_line_and_holds_up_nobody(line: 
     await line.free("A-1-6")
     await line.shop.stores.postgres.execute("UPDATE sales SET waiting_list = false")  # so that ann may buy as others do
     await line.redis.hset((await line.shop.sale()).keys.sale, "waiting_list", 0)
-    await waiting_lists.give_back(line.shop.stores, await line.shop.sale())
+    await seat_waiting_lists.give_back(line.shop.stores, await line.shop.sale())
     await line.shop.hold("A-1-6", by="ann")
     await line.redis.hset((await line.shop.sale()).keys.sale, "waiting_list", 1)
     await line.free("A-1-5")
@@ -265,7 +266,7 @@ async def test_one_who_may_have_no_more_stays_in_line_and_holds_up_nobody(line: 
     assert (await line.offer_of(ben)).state == "HELD"
     await line.follow()
     assert await line.statuses() == {"ann": "WAITING", "ben": "OFFERED"}
-    assert await seats.find(line.shop.stores.gate, await line.shop.sale(), hold_id=ann.reservation_id) == NotFound()
+    assert await seats.find(line.shop.stores.gate, await line.shop.sale(), hold_id=ann.hold_id) == NotFound()
 
 
 # What becomes of an offer ---------------------------------------------------------------------------------------------
@@ -275,10 +276,10 @@ async def test_an_offer_that_is_paid_is_taken(line: Line) -> None:
     ann = await line.joined("ann", quantity=2)
     await line.free("A-1-1", "A-1-2")
     await line.serve()
-    assert isinstance(await line.shop.confirm(await line.shop.authorise(ann.reservation_id)), seats.Confirmed)
+    assert isinstance(await line.shop.confirm(await line.shop.authorise(ann.hold_id)), seats.Confirmed)
     await line.follow()
     assert await line.statuses() == {"ann": "TAKEN"}
-    assert await line.shop.reservation(ann.reservation_id) == ("CONFIRMED", None)
+    assert await line.shop.reservation(ann.hold_id) == ("CONFIRMED", None)
 
     # It stays so when what was bought is given back, and that goes to whoever waits then.
     ben = await line.joined("ben", quantity=2)
@@ -287,7 +288,7 @@ async def test_an_offer_that_is_paid_is_taken(line: Line) -> None:
         line.shop.stores.postgres,
         line.shop.book,
         cancellation_id=ids.random_id(),
-        reservation_id=ann.reservation_id,
+        reservation_id=ann.hold_id,
         user_id=ann.user_id,
     )
     assert isinstance(cancelled, Cancellation)
@@ -301,14 +302,14 @@ async def test_an_offer_that_lapses_or_is_given_back_goes_to_the_next_and_then_t
     ann, ben = await line.joined("ann"), await line.joined("ben")
     await line.free("A-1-1")
     await line.serve()
-    await line.shop.release(ann.reservation_id)
+    await line.shop.release(ann.hold_id)
     assert await line.serve() == Served(offered=1)
     await line.follow()
     assert await line.statuses() == {"ann": "LAPSED", "ben": "OFFERED"}
     assert await line.serve() == Served()  # nobody waits: the list is over
     assert await line.shop.term("waiting_list") == "0"
     assert not (await line.shop.sale()).waiting_list
-    await line.shop.release(ben.reservation_id)
+    await line.shop.release(ben.hold_id)
     assert "A-1-1" not in await line.shop.states()
     await line.follow()
     assert await line.statuses() == {"ann": "LAPSED", "ben": "LAPSED"}
@@ -329,7 +330,7 @@ async def test_who_leaves_gives_back_what_was_offered(line: Line) -> None:
     await line.follow()
     assert await line.statuses() == {"ann": "LEFT", "ben": "OFFERED"}
 
-    await line.shop.begin_payment(ben.reservation_id)
+    await line.shop.begin_payment(ben.hold_id)
     refused = await waiting_lists.leave(gate, postgres, book, entry_id=ben.entry_id, user_id=ben.user_id)
     assert isinstance(refused, PaymentRunning)
     assert (await line.statuses())["ben"] == "OFFERED"
@@ -402,7 +403,7 @@ async def test_what_a_list_that_is_over_left_behind_is_seen_and_given_back(line:
     reply = await sales.checkpoint(line.shop.stores, sale)
     assert isinstance(reply, sales.Checkpoint)
     assert reply.stranded == 1
-    assert await waiting_lists.give_back(line.shop.stores, sale) == 1
+    assert await seat_waiting_lists.give_back(line.shop.stores, sale) == 1
     assert await line.shelf() == []
     await line.shop.hold("A-1-1", by="public")
 

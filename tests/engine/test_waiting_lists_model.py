@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
-from engine import ids, sales, seats, waiting_lists
+from engine import ids, sales, seat_waiting_lists, seats, waiting_lists
 from engine.refusals import LimitReached
 from engine.stores import embedded
 from engine.stores.replies import Reply
@@ -46,7 +46,7 @@ class Lists(TwoStores[OfferedHall]):
         )
 
     def timeless(self, answer: Any) -> Any:
-        if isinstance(answer, waiting_lists.Freed):
+        if isinstance(answer, seat_waiting_lists.Freed):
             return sorted(answer.since)
         if isinstance(answer, Reply):
             return type(answer), {k: v for k, v in msgspec.structs.asdict(answer).items() if k not in TIMES}
@@ -140,7 +140,7 @@ class Lists(TwoStores[OfferedHall]):
             return await sales.ask(
                 hall.gate,
                 hall.sale,
-                waiting_lists.OFFER,
+                seat_waiting_lists.OFFER,
                 hold_id=hold_id,
                 buyer_id=buyer(by),
                 fingerprint="o" * 16,
@@ -166,15 +166,17 @@ class Lists(TwoStores[OfferedHall]):
 
     @rule(seat_nos=SOME)
     def publish(self, seat_nos: list[str]) -> None:
-        reply = self.on_both(lambda hall: sales.ask(hall.gate, hall.sale, waiting_lists.PUBLISH, seat_nos=seat_nos))
-        assert reply == waiting_lists.Published(len(set(seat_nos) & set(self.shelf)))
+        reply = self.on_both(
+            lambda hall: sales.ask(hall.gate, hall.sale, seat_waiting_lists.PUBLISH, seat_nos=seat_nos)
+        )
+        assert reply == seat_waiting_lists.Published(len(set(seat_nos) & set(self.shelf)))
         self.shelf = [seat_no for seat_no in self.shelf if seat_no not in seat_nos]
 
     # Always.
 
     @invariant()
     def the_shelf_is_what_was_freed(self) -> None:
-        freed = self.on_both(lambda hall: sales.ask(hall.gate, hall.sale, waiting_lists.FREED, most=100))
+        freed = self.on_both(lambda hall: sales.ask(hall.gate, hall.sale, seat_waiting_lists.FREED, most=100))
         assert sorted(freed.since) == sorted(self.shelf)
         assert freed.left == 0
 

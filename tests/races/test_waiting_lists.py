@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine import ids, sales, seats, waiting_lists
+from engine import ids, sales, seat_waiting_lists, seats, waiting_lists
 from engine.shelf import Wish
 from engine.stores.connections import Stores
 from engine.waiting_lists import Entry
@@ -21,7 +21,7 @@ async def shop(stores_any: Stores) -> Shop:
 
 
 async def join(shop: Shop, name: str, quantity: int = 1) -> Entry:
-    entry = await waiting_lists.join(
+    entry = await seat_waiting_lists.join(
         shop.stores,
         shop.book,
         await shop.sale(),
@@ -48,7 +48,7 @@ async def grab(shop: Shop, sale: sales.Sale, seat_no: str, at: int) -> bool:
 
 async def offers_of(shop: Shop, *entries: Entry) -> list[list[str]]:
     """The seats that each of these was offered."""
-    return [[line.seat_no for line in (await shop.find(entry.reservation_id)).lines] for entry in entries]
+    return [[line.seat_no for line in (await shop.find(entry.hold_id)).lines] for entry in entries]
 
 
 # Against the public ---------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ async def test_what_is_freed_while_somebody_waits_is_never_the_publics(shop: Sho
         nonlocal is_over
         for hold_id in hold_ids:
             await shop.release(hold_id)
-            await waiting_lists.serve(shop.stores, sale)
+            await seat_waiting_lists.serve(shop.stores, sale)
         is_over = True
 
     public = [asyncio.create_task(keep_trying(at)) for at in range(4)]
@@ -141,7 +141,7 @@ async def test_two_owners_offer_each_seat_once_and_to_each_who_waits_once(shop: 
 
     async def own() -> None:
         while not is_over:
-            await waiting_lists.serve(shop.stores, sale)
+            await seat_waiting_lists.serve(shop.stores, sale)
 
     async def free() -> None:
         nonlocal is_over
@@ -180,7 +180,7 @@ async def test_control_closing_a_list_without_the_lock_overlooks_who_joins(shop:
         # Somebody joins without the lock: the list is open, so there is nothing to change in the sale's row.
         await connection.execute(
             "INSERT INTO waiting_list_entries (entry_id, sale_id, schedule_id, user_id, quantity, adjacent, "
-            "reservation_id, status, fingerprint) VALUES ($1, $2, $3, $4, 1, true, $5, 'WAITING', '')",
+            "hold_id, status, fingerprint) VALUES ($1, $2, $3, $4, 1, true, $5, 'WAITING', '')",
             ids.random_id(),
             sale.sale_id,
             sale.schedule_id,
@@ -199,6 +199,6 @@ async def test_a_list_that_is_closed_while_somebody_joins_overlooks_nobody(shop:
         )
         sale = await shop.sale()
         await shop.person(f"second {turn}")
-        await asyncio.gather(waiting_lists.serve(shop.stores, sale), join(shop, f"second {turn}"))
+        await asyncio.gather(seat_waiting_lists.serve(shop.stores, sale), join(shop, f"second {turn}"))
         assert not await _overlooked(shop)
         assert await shop.term("waiting_list") == "1"
