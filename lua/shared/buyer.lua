@@ -1,10 +1,11 @@
--- Who wants to hold units, whether this buyer may, and the moment of it. It stands on sale, room and holds.
+-- Who wants to hold units, whether this buyer may, and the moment of it. It stands on sale, streams, room, holds and
+-- units.
 
 -- As text once a call: all its operations are of one moment and one sale.
 local held_at, held_until = text(now_ms), text(now_ms + term("hold_ms"))
 
--- What may begin at all: nil and what is known of the buyer, or why not.
-local function judge_buyer(tokens, active, buyer_id, queue_no)
+-- Why nobody may begin anything now, or nil.
+local function judge_moment()
   if now_ms < term("opens_at_ms") then
     return { "sale_not_open", sale.opens_at_ms }
   end
@@ -14,6 +15,13 @@ local function judge_buyer(tokens, active, buyer_id, queue_no)
   if backlogged() then
     return { "busy", 1000 }
   end
+  return nil
+end
+
+-- What may begin at all: nil and what is known of the buyer, or why not.
+local function judge_buyer(tokens, active, buyer_id, queue_no)
+  local refusal = judge_moment()
+  if refusal then return refusal end
   local buyer = { id = buyer_id, queue_no = "0" }
   if room_is_on() then
     buyer.token, buyer.token_deadline_ms = active_token(tokens, active, buyer_id, queue_no)
@@ -30,4 +38,42 @@ local function judge_buyer(tokens, active, buyer_id, queue_no)
   end
   buyer.row, buyer.open = row, open
   return nil, buyer
+end
+
+-- Why a buyer cannot have these units, or nil. Where too little is left, lapsed holds end first.
+local function judge_stock(journal, buyer, variant_ids, quantities)
+  local shortages = find_shortages(variant_ids, quantities)
+  if #shortages == 0 then
+    return nil
+  end
+  local taken_over, more = take_over(journal)
+  if taken_over > 0 then
+    shortages = find_shortages(variant_ids, quantities)
+    buyer.row = find_buyer(buyer.id) -- one of them may have been this buyer's own
+  end
+  if #shortages > 0 and more then
+    return { "look_on", "" }
+  end
+  return #shortages > 0 and { "sold_out", unpack(shortages) } or nil
+end
+
+-- Hold these units, which are left, and say so; answers the hold.
+local function hold_units(journal, hold_id, buyer, fingerprint, variant_ids, quantities, price_list, amount)
+  local n = next_number("journal", "fence")
+  local hold = {
+    state = "HELD", buyer_id = buyer.id, fence = text(sale.fence), queue_no = buyer.queue_no, fingerprint = fingerprint,
+    created_at_ms = held_at, expires_at_ms = held_until, amount = text(amount),
+    seats = join_lines(variant_ids, quantities), prices = table.concat(price_list, ","),
+  }
+  take_units(variant_ids, quantities)
+  keep_hold(hold_id, hold)
+  redis.call("ZADD", deadlines, free_at_ms(hold_id, hold), hold_id)
+  buyer.row.open = with(buyer.row.open, hold_id)
+  keep_buyer(buyer.id, buyer.row)
+  append(
+    journal, n, "held", "hold_id", hold_id, "buyer_id", buyer.id, "fence", hold.fence, "queue_no", hold.queue_no,
+    "fingerprint", fingerprint, "seats", hold.seats, "prices", hold.prices, "amount", hold.amount,
+    "created_at_ms", held_at, "expires_at_ms", held_until
+  )
+  return hold
 end

@@ -78,55 +78,18 @@ end
 local refused, buyer = judge_buyer(tokens, active, buyer_id, queue_no)
 if refused then return refused end
 local variant_ids, quantities, count = sum_lines(lines)
-local price_list, unknown, amount = redis.call("HMGET", prices, unpack(variant_ids)), {}, 0
-for at, variant_id in ipairs(variant_ids) do
-  local price = price_list[at]
-  if not price or string.sub(price, 1, 1) == "-" then
-    unknown[#unknown + 1] = variant_id
-  else
-    amount = amount + tonumber(price) * quantities[variant_id]
-  end
-end
-if #unknown > 0 then
-  return { "unit_unknown", unpack(unknown) }
-end
+local price_list, amount
+refused, price_list, amount = price_units(prices, variant_ids, quantities)
+if refused then return refused end
 if amount > AMOUNT_MAX then
   return { "amount_too_large", AMOUNT_MAX }
 end
-refused = judge_limit(buyer, count)
+refused = judge_limit(buyer, count) or judge_stock(journal, buyer, variant_ids, quantities)
 if refused then return refused end
-local shortages = find_shortages(variant_ids, quantities)
-if #shortages > 0 then
-  local taken_over, more = take_over(journal)
-  if taken_over > 0 then
-    shortages = find_shortages(variant_ids, quantities)
-    buyer.row = find_buyer(buyer_id) -- one of them may have been this buyer's own
-  end
-  if #shortages > 0 and more then
-    return { "look_on", "" }
-  elseif #shortages > 0 then
-    return { "sold_out", unpack(shortages) }
-  end
-end
 
 -- Change.
-local n = next_number("journal", "fence")
-local hold = {
-  state = "HELD", buyer_id = buyer_id, fence = text(sale.fence), queue_no = buyer.queue_no, fingerprint = fingerprint,
-  created_at_ms = held_at, expires_at_ms = held_until, amount = text(amount),
-  seats = join_lines(variant_ids, quantities), prices = table.concat(price_list, ","),
-}
-take_units(variant_ids, quantities)
-keep_hold(hold_id, hold)
-redis.call("ZADD", deadlines, free_at_ms(hold_id, hold), hold_id)
-buyer.row.open = with(buyer.row.open, hold_id)
-keep_buyer(buyer_id, buyer.row)
+local hold = hold_units(journal, hold_id, buyer, fingerprint, variant_ids, quantities, price_list, amount)
 if buyer.token then
   renew_token(tokens, active, buyer_id, buyer.token, buyer.token_deadline_ms)
 end
-append(
-  journal, n, "held", "hold_id", hold_id, "buyer_id", buyer_id, "fence", hold.fence, "queue_no", hold.queue_no,
-  "fingerprint", fingerprint, "seats", hold.seats, "prices", hold.prices, "amount", hold.amount,
-  "created_at_ms", held_at, "expires_at_ms", held_until
-)
 return { "held", held_until, hold.fence, hold.amount, held_at, hold.seats, hold.prices }
