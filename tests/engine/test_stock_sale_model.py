@@ -141,7 +141,7 @@ class Sale(RuleBasedStateMachine):
         self.stack = AsyncExitStack()
         self.goods = self.runner.run(self._open())
         self.orders: list[tuple[str, str]] = []
-        self.begun: list[tuple[Authorisation, str]] = []
+        self.begun: list[Authorisation] = []
         self.decided: list[Authorisation] = []
         self.copy: Copy | None = None
         self.made = 0
@@ -168,12 +168,74 @@ class Sale(RuleBasedStateMachine):
 
     # Buyers ---------------------------------------------------------------------------------------------------------
 
-    @rule(by=buyers, first=variants, count=st.integers(1, 4), second=variants, more=st.integers(0, 3))
-    def hold(self, by: str, first: str, count: int, second: str, more: int) -> None:
-        units = Counter({first: count}) + Counter({second: more})
+    @rule(
+        by=buyers,
+        first=variants,
+        count=st.integers(1, 4),
+        second=variants,
+        more=st.integers(0, 3),
+        named=st.sampled_from(("", "a", "b")),
+        steps=st.integers(1, 4),
+    )
+    def buy(self, by: str, first: str, count: int, second: str, more: int, named: str, steps: int) -> None:
+        """Hold, begin to pay, have funds set aside, confirm; whoever asks may die after any of these."""
+        self.run(self._buy(by, Counter({first: count}) + Counter({second: more}), (named, by), steps))
+
+    async def _buy(self, by: str, units: Counter[str], named: tuple[str, str], steps: int) -> None:
         order_id = ids.derive_in(self.goods.sale_id, self.next("order"))
-        if isinstance(self.run(self.goods.try_hold(order_id, by=by, **units)), stock.Held):
-            self.orders.append((order_id, by))
+        if not isinstance(await self.goods.try_hold(order_id, by=by, **units), stock.Held):
+            return
+        self.orders.append((order_id, by))
+        if steps > 1:
+            await self._pay(order_id, by, named, steps - 1)
+
+    @precondition(lambda self: self.orders)
+    @rule(at=some, named=st.sampled_from(("", "a", "b")), of=buyers, steps=st.integers(1, 3))
+    def pay(self, at: int, named: str, of: str, steps: int) -> None:
+        """The same for what is held, with a coupon that may be somebody else's."""
+        order_id, by = self.orders[at % len(self.orders)]
+        self.run(self._pay(order_id, by, (named, of), steps))
+
+    async def _pay(self, order_id: str, by: str, named: tuple[str, str], steps: int) -> None:
+        goods, payment_id, user_id = self.goods, self.next("payment"), await self.goods.person(by)
+        sale = await goods.sale()
+        paying = await stock.pay(goods.stores.gate, sale, hold_id=order_id, buyer_id=user_id, payment_id=payment_id)
+        if not isinstance(paying, Paying):
+            return
+        request = Authorisation(
+            payment_id=payment_id,
+            fingerprint="",
+            pay_deadline_ms=paying.pay_deadline_ms,
+            holding=orders.holding_of(sale, order_id, user_id, paying),
+            user_coupon_id=ids.derive("coupon", *named) if named[0] else None,
+        )
+        self.begun.append(request)
+        if steps > 1 and await self._authorise(request) and steps > 2:
+            await goods.confirm(request)
+
+    async def _authorise(self, request: Authorisation) -> bool:
+        [payment] = await authorisations.authorise(self.goods.stores.postgres, [request])
+        if isinstance(payment, Payment) and payment.status == "AUTHORISED":
+            self.decided.append(request)
+            return True
+        await self.goods.abandon(request)
+        return False
+
+    @precondition(lambda self: self.begun)
+    @rule(at=some)
+    def authorise_late(self, at: int) -> None:
+        """A copy of the request arrives now."""
+        self.run(self._authorise(self.begun[at % len(self.begun)]))
+
+    @precondition(lambda self: self.decided)
+    @rule(at=some)
+    def confirm_late(self, at: int) -> None:
+        self.run(self.goods.confirm(self.decided[at % len(self.decided)]))
+
+    @precondition(lambda self: self.begun)
+    @rule(at=some)
+    def abandon(self, at: int) -> None:
+        self.run(self.goods.abandon(self.begun[at % len(self.begun)]))
 
     @precondition(lambda self: self.orders)
     @rule(at=some, name=variants, count=st.integers(0, 2))
@@ -192,56 +254,6 @@ class Sale(RuleBasedStateMachine):
     async def _asked(self, verb: Any, order_id: str, by: str, **more: Any) -> Any:
         named = {"hold_id": order_id, "buyer_id": await self.goods.person(by), "fingerprint": ""}
         return await verb(self.goods.stores.gate, await self.goods.sale(), **named | more)
-
-    @precondition(lambda self: self.orders)
-    @rule(at=some)
-    def begin_payment(self, at: int) -> None:
-        """HELD to PAYING; whoever asked may die here."""
-        order_id, by = self.orders[at % len(self.orders)]
-        payment_id = self.next("payment")
-        self.run(self._begin(order_id, by, payment_id))
-
-    async def _begin(self, order_id: str, by: str, payment_id: str) -> None:
-        goods, user_id = self.goods, await self.goods.person(by)
-        sale = await goods.sale()
-        paying = await stock.pay(goods.stores.gate, sale, hold_id=order_id, buyer_id=user_id, payment_id=payment_id)
-        if isinstance(paying, Paying):
-            holding = orders.holding_of(sale, order_id, user_id, paying)
-            deadline_ms = paying.pay_deadline_ms
-            request = Authorisation(payment_id=payment_id, fingerprint="", pay_deadline_ms=deadline_ms, holding=holding)
-            self.begun.append((request, by))
-
-    @precondition(lambda self: self.begun)
-    @rule(at=some, named=st.sampled_from(("", "a", "b")), of=buyers, dies=st.booleans())
-    def authorise(self, at: int, named: str, of: str, *, dies: bool) -> None:
-        """Transaction A, with a coupon or without, mine or somebody else's; a copy that comes late asks again."""
-        request, _ = self.begun[at % len(self.begun)]
-        chosen = ids.derive("coupon", named, of) if named else None
-        self.run(self._authorise(request, chosen, dies=dies))
-
-    async def _authorise(self, request: Authorisation, chosen: str | None, *, dies: bool) -> None:
-        asked = Authorisation(
-            payment_id=request.payment_id,
-            fingerprint="",
-            pay_deadline_ms=request.pay_deadline_ms,
-            holding=request.holding,
-            user_coupon_id=chosen,
-        )
-        [payment] = await authorisations.authorise(self.goods.stores.postgres, [asked])
-        if isinstance(payment, Payment) and payment.status == "AUTHORISED":
-            self.decided.append(request)
-        elif not dies:
-            await self.goods.abandon(request)
-
-    @precondition(lambda self: self.decided)
-    @rule(at=some)
-    def confirm(self, at: int) -> None:
-        self.run(self.goods.confirm(self.decided[at % len(self.decided)]))
-
-    @precondition(lambda self: self.begun)
-    @rule(at=some)
-    def abandon(self, at: int) -> None:
-        self.run(self.goods.abandon(self.begun[at % len(self.begun)][0]))
 
     @precondition(lambda self: self.orders)
     @rule(at=some, name=variants, count=st.integers(0, 2))
@@ -297,16 +309,13 @@ class Sale(RuleBasedStateMachine):
 
     # Workers --------------------------------------------------------------------------------------------------------
 
-    @rule()
-    def sweep(self) -> None:
-        self.run(self._sweep())
+    @rule(what=st.sampled_from(("sweep", "drain", "reconcile", "rebuild", "lose", "copy", "go_back")))
+    def work(self, what: str) -> None:
+        """What a worker does, and what it does where Redis was lost, or a replica that was behind is promoted."""
+        self.run(getattr(self, f"_{what}")())
 
     async def _sweep(self) -> None:
         await stock.expire(self.goods.stores.gate, await self.goods.sale(), most=100)
-
-    @rule()
-    def drain(self) -> None:
-        self.run(self._drain())
 
     async def _drain(self) -> None:
         try:
@@ -314,40 +323,24 @@ class Sale(RuleBasedStateMachine):
         except Divergence:
             await self.goods.rebuild()
 
-    @rule()
-    def reconcile(self) -> None:
-        self.run(self._reconcile())
-
     async def _reconcile(self) -> None:
         goods = self.goods
         await reconciliation.reconcile(goods.stores.gate, goods.stores.postgres, await goods.sale(), idle_s=0)
 
-    @rule()
-    def rebuild(self) -> None:
-        self.run(self.goods.rebuild())
-
-    @rule()
-    def lose_redis(self) -> None:
-        self.run(self._lose())
+    async def _rebuild(self) -> None:
+        await self.goods.rebuild()
 
     async def _lose(self) -> None:
         await self.goods.stores.redis.flushall()
         await self.goods.rebuild()
 
-    @rule()
-    def copy_redis(self) -> None:
-        self.copy = self.run(Copy.of(self.goods))
-
-    @precondition(lambda self: self.copy)
-    @rule()
-    def go_back_in_time(self) -> None:
-        """A replica that was behind is promoted, and that is noticed."""
-        self.run(self._go_back())
+    async def _copy(self) -> None:
+        self.copy = await Copy.of(self.goods)
 
     async def _go_back(self) -> None:
-        assert self.copy is not None
-        await self.copy.promote()
-        await self.goods.rebuild()
+        if self.copy is not None:
+            await self.copy.promote()
+            await self.goods.rebuild()
 
     # What must be true ----------------------------------------------------------------------------------------------
 
