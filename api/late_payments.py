@@ -24,6 +24,7 @@ class LateDocument(Document, frozen=True, kw_only=True):
     reason: str | UnsetType = UNSET
     payment_id: str | UnsetType = UNSET
     reservation_id: str | UnsetType = UNSET
+    order_id: str | UnsetType = UNSET
 
 
 class LatePaymentDocument(Document, frozen=True, kw_only=True):
@@ -57,7 +58,8 @@ def late_of(late: LatePayment) -> LateDocument:
         status=late.status,
         reason=late.reason or UNSET,
         payment_id=late.new_payment_id if has_bought else UNSET,
-        reservation_id=late.new_reservation_id if has_bought else UNSET,
+        reservation_id=late.new_hold_id if has_bought and not late.is_order else UNSET,
+        order_id=late.new_hold_id if has_bought and late.is_order else UNSET,
     )
 
 

@@ -169,12 +169,18 @@ async def order(request: Request, body: NewOrder) -> Answer:
         labels = await house.labels.find([each.variant_id for each in units])
         answered = await _hold(request, taken.sale_id, taken.order_id, units, labels)
     except Refused as refused:
-        # What is away for a moment may have held it for an earlier request with this key.
-        if not getattr(refused.refusal, "temporary", False):
+        # What is away for a moment may have held it for an earlier request with this key; and a token that is refused
+        # says nothing of what that request has held.
+        if not getattr(refused.refusal, "temporary", False) and await _is_unheld(request, taken):
             await carts.call_back(house.postgres, taken.checkout_id)
         raise
     await carts.finish(house.postgres, [taken.order_id])
     return answered
+
+
+async def _is_unheld(request: Request, taken: Checkout) -> bool:
+    sale = await request.sale(taken.sale_id)
+    return isinstance(await stock.find(request.house.gate, sale, hold_id=taken.order_id), NotFound)
 
 
 async def _order_lines(request: Request, units: Sequence[Units]) -> Answer:

@@ -7,6 +7,7 @@ do for a payment is named here.
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import asyncpg
 import msgspec
 
 from engine.sales import Sale
@@ -73,6 +74,14 @@ class Beside(msgspec.Struct, frozen=True):
     live_payment_id: str | None
 
 
+class Wanted(msgspec.Struct, frozen=True):
+    """What a payment was for, as the store is told to hold it again: lines, what one of each cost, and all of it."""
+
+    lines: tuple[str, ...]
+    prices: tuple[int, ...]
+    amount: int
+
+
 class Sold(msgspec.Struct, frozen=True):
     """A hold whose sale stands."""
 
@@ -132,6 +141,9 @@ class Rows(Protocol):
 
     async def list_forgotten(self, connection: Connection, sale: Sale, *, within_s: float, most: int) -> list[str]:
         """List rows long past their deadline that no live payment keeps."""
+
+    async def find_wanted(self, connection: asyncpg.Pool | Connection, payment_id: str) -> Wanted | None:
+        """What a payment that has ended was for; None where no store could hold it again."""
 
     async def explain(self, connection: Connection, hold_id: str, user_id: str) -> str | None:
         """Why a user's hold that Redis has forgotten is over, SOLD where it was bought; None without a row."""

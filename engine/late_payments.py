@@ -1,11 +1,12 @@
 """Late payments: a gateway reports money for a payment that has ended.
 
-Its buyer gets exactly what that payment was for, if nothing stands in the way, or the money goes back with a reason:
-never silently more, never money for nothing. The one job (`go_on`) is known by the gateway's own name for the money,
-and begins again wherever a process died: the hold and the payment that it makes have ids made from that name, and the
-row of `late_payments` is locked by whoever decides. What ended is never revived: hold, reservation and payment are new
-ones. From the new payment's row on, which bears the gateway's name from its first moment, everything is as with any
-other payment.
+Its buyer gets exactly what that payment was for, seats or goods, if nothing stands in the way, or the money goes back
+with a reason: never silently more, never money for nothing. What had a coupon needs it again.
+
+The one job (`go_on`) is known by the gateway's own name for the money, and begins again wherever a process died: the
+hold and the payment that it makes have ids made from that name, and the row of `late_payments` is locked by whoever
+decides. What ended is never revived: hold, row and payment are new ones. From the new payment's row on, which bears the
+gateway's name from its first moment, everything is as with any other payment.
 """
 
 import logging
@@ -16,22 +17,19 @@ from typing import Any, Final
 import asyncpg
 import msgspec
 
-from engine import authorisations, errands, ids, payments, sales, seats
+from engine import authorisations, errands, ids, payments, sales, seats, stock, wares
 from engine.authorisations import Authorisation
 from engine.errands import Leg
 from engine.gateway import Gateway, GatewayUnavailable, GatewayUnknown, Intent
 from engine.moments import LAST_ID, LATEST
 from engine.payments import Payment, Tender
-from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, SaleClosed
-from engine.reservations import holding_of
+from engine.refusals import Busy, NotFound
 from engine.sales import Sale
-from engine.seats import HeldLines, HoldKnown, LookOn, OfferUnknown, SaleNotOpen, SeatTaken, SoldOut
 from engine.stores import queries
 from engine.stores.connections import POSTGRES_AWAY, StoreUnavailable
-from engine.stores.keys import SaleKeys
 from engine.stores.queries import Connection
-from engine.stores.replies import Reply, SaleRebuilding, SaleUnknown, StaleEpoch, Unavailable, word_of
-from engine.stores.scripts import Gate, Script, ScriptFault
+from engine.stores.replies import SaleRebuilding, SaleUnknown, StaleEpoch, word_of
+from engine.stores.scripts import Gate, ScriptFault
 
 logger = logging.getLogger(__name__)
 
@@ -44,34 +42,11 @@ REPEATS_MAX: Final = 100
 _AWAY: Final = (*POSTGRES_AWAY, asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 
 
-class PriceChanged(Reply, frozen=True):
-    """A seat costs something else now."""
-
-
-HoldAgain = (
-    HeldLines
-    | LookOn
-    | HoldKnown
-    | IdempotencyKeyReused
-    | SeatTaken
-    | seats.SeatUnknown
-    | OfferUnknown
-    | SoldOut
-    | LimitReached
-    | PriceChanged
-    | SaleNotOpen
-    | SaleClosed
-    | Busy
-    | Unavailable
-)
-
-HOLD_AGAIN = Script("late_payments/hold_again", SaleKeys, HoldAgain)
-
-
 class LatePayment(msgspec.Struct, frozen=True, kw_only=True):
     """Money that came late: PENDING, then SOLD (the new payment has bought it), or RETURNED for a reason.
 
-    `amount` is what the gateway has, in minor units. The new reservation and the new payment may have no rows.
+    `amount` is what the gateway has, in minor units. The new hold, an order's or a reservation's, and the new payment
+    may have no rows.
     """
 
     gateway_ref: str
@@ -79,8 +54,9 @@ class LatePayment(msgspec.Struct, frozen=True, kw_only=True):
     sale_id: str
     user_id: str
     amount: int
-    new_reservation_id: str
+    new_hold_id: str
     new_payment_id: str
+    is_order: bool
     status: str
     reason: str | None
     created_at: datetime
@@ -193,8 +169,8 @@ async def _climb(gate: Gate, postgres: asyncpg.Pool, gateway: Gateway, sale: Sal
     if money != ended.card_amount:
         raise _No("amount_differs" if money else "money_gone", money)
     await _hold_again(gate, postgres, sale, late, ended)
-    paying = await seats.pay(
-        gate, sale, hold_id=late.new_reservation_id, buyer_id=late.user_id, payment_id=late.new_payment_id
+    paying = await wares.of(sale).scripts.pay(
+        gate, sale, hold_id=late.new_hold_id, buyer_id=late.user_id, payment_id=late.new_payment_id
     )
     match paying:
         case seats.Paying():
@@ -207,31 +183,24 @@ async def _climb(gate: Gate, postgres: asyncpg.Pool, gateway: Gateway, sale: Sal
 
 
 async def _hold_again(gate: Gate, postgres: asyncpg.Pool, sale: Sale, late: LatePayment, ended: Payment) -> None:
-    rows = await SQL.find_lines.fetch(postgres, late.payment_id)
-    if not 0 < len(rows) <= seats.SEATS_MAX or sum(row["price"] for row in rows) != ended.final_amount:
+    ware = wares.of(sale)
+    wanted = await ware.rows.find_wanted(postgres, late.payment_id)
+    if wanted is None or wanted.amount != ended.original_amount:
         raise _No("lines_unknown")
-    named = [row for row in rows if row["area"] is None]
-    # Any places of an area are the same places.
-    placed = sorted([row for row in rows if row["area"] is not None], key=lambda row: (row["area"], row["tier"] or ""))
-    lines = (
-        *[f"{row['seat_no']}|{row['tier']}" if row["tier"] else row["seat_no"] for row in named],
-        *[f"={row['area']}|1|{row['tier'] or ''}" for row in placed],
-    )
     for _ in range(REPEATS_MAX):
-        held = await sales.ask(
+        held = await ware.scripts.hold_again(
             gate,
             sale,
-            HOLD_AGAIN,
-            hold_id=late.new_reservation_id,
+            hold_id=late.new_hold_id,
             buyer_id=late.user_id,
             fingerprint=ids.fingerprint("late", late.gateway_ref),
-            wanted_prices=",".join([str(row["price"]) for row in (*named, *placed)]),
-            lines=lines,
+            lines=wanted.lines,
+            prices=wanted.prices,
         )
         match held:
-            case HeldLines() | HoldKnown():
+            case seats.HeldLines() | stock.Held() | seats.HoldKnown():
                 return
-            case LookOn():
+            case seats.LookOn():
                 continue
             case Busy() | SaleUnknown() | StaleEpoch() | SaleRebuilding():
                 raise _Later(word_of(type(held)))
@@ -243,17 +212,18 @@ async def _hold_again(gate: Gate, postgres: asyncpg.Pool, sale: Sale, late: Late
 async def _authorise(
     postgres: asyncpg.Pool, sale: Sale, late: LatePayment, ended: Payment, paying: seats.Paying
 ) -> None:
-    """Write the new payment, to which the gateway's name moves, and set its balance leg aside."""
+    """Write the new payment, to which the gateway's name moves; balance leg and coupon are set aside for it."""
     request = Authorisation(
         payment_id=late.new_payment_id,
         fingerprint=ended.fingerprint,
-        holding=holding_of(sale, late.new_reservation_id, late.user_id, paying),
+        holding=wares.of(sale).rows.holding_of(sale, late.new_hold_id, late.user_id, paying),
         pay_deadline_ms=paying.pay_deadline_ms,
         tender=Tender(
             method=ended.method,
             balance_amount=ended.balance_amount if ended.method == "SPLIT" else 0,
             payment_method_id=ended.payment_method_id,
         ),
+        user_coupon_id=ended.user_coupon_id,
     )
     async with postgres.acquire() as connection, connection.transaction():
         # Who gives the money back locks the same row: one of the two finds that the other was first.
@@ -261,10 +231,15 @@ async def _authorise(
             raise _No("hold_ended")
         if await sales.SQL.is_called_off.fetchval(connection, sale.sale_id):
             raise _No("event_cancelled")
+        # Asked once the units are held: whoever is not seen here was seen there, or comes later.
+        if await SQL.is_ordered_again.fetchval(connection, late.payment_id, late.new_payment_id):
+            raise _No(word_of(stock.OrderedAgain))
         await authorisations.authorise_in(connection, [request])
         payment = (await payments.read(connection, [late.new_payment_id])).get(late.new_payment_id)
         if payment is None:
             raise _No("payment_running")
+        if payment.status != "FAILED" and payment.card_amount != ended.card_amount:
+            raise _No("amount_differs")
         if payment.status == "PENDING" and payment.gateway_ref is None:
             await SQL.release_ref.execute(connection, late.payment_id, late.gateway_ref)
             await SQL.take_ref.execute(connection, late.new_payment_id, late.gateway_ref)
@@ -290,12 +265,15 @@ async def _give_back(gate: Gate, postgres: asyncpg.Pool, sale: Sale, late: LateP
 
 
 async def _let_go(gate: Gate, sale: Sale, late: LatePayment) -> None:
-    """Free the seats at once; a process that dies here leaves a hold that lapses."""
-    held = await seats.find(gate, sale, hold_id=late.new_reservation_id)
-    if isinstance(held, seats.Hold) and held.state == "PAYING" and held.payment_id == late.new_payment_id:
-        await seats.abandon(gate, sale, hold_id=held.hold_id, fence=held.fence, payment_id=late.new_payment_id)
-    if isinstance(held, seats.Hold) and held.state in {"HELD", "PAYING"}:
-        await seats.release(
+    """Free what is held at once; a process that dies here leaves a hold that lapses."""
+    scripts = wares.of(sale).scripts
+    held = await scripts.find(gate, sale, hold_id=late.new_hold_id)
+    if isinstance(held, NotFound | SaleUnknown | StaleEpoch | SaleRebuilding):
+        return
+    if held.state == "PAYING" and held.payment_id == late.new_payment_id:
+        await scripts.abandon(gate, sale, hold_id=held.hold_id, fence=held.fence, payment_id=late.new_payment_id)
+    if held.state in {"HELD", "PAYING"}:
+        await scripts.release(
             gate,
             sale,
             hold_id=held.hold_id,

@@ -13,7 +13,7 @@ import asyncpg
 import msgspec
 
 from engine import carts, coupons, statistics, stock
-from engine.holdings import Beside, Lines, Sold, Standing
+from engine.holdings import Beside, Lines, Sold, Standing, Wanted
 from engine.moments import LAST_ID, LATEST, moment
 from engine.products import Labels, VariantLabel
 from engine.sales import Sale, SaleBook
@@ -349,6 +349,21 @@ async def list_forgotten(connection: asyncpg.Pool | Connection, sale: Sale, *, w
     """List rows long past their deadline that no live payment keeps."""
     rows = await SQL.list_forgotten.fetch(connection, sale.sale_id, within_s, most)
     return [row["order_id"] for row in rows]
+
+
+async def find_wanted(connection: asyncpg.Pool | Connection, payment_id: str) -> Wanted | None:
+    """What a payment that has ended was for.
+
+    Of units that were given back after it nothing is known: what is left does not add up to what it cost then.
+    """
+    rows = await SQL.find_wanted.fetch(connection, payment_id)
+    if not 0 < len(rows) <= stock.LINES_MAX:
+        return None
+    return Wanted(
+        lines=tuple([stock.Units(row["variant_id"], row["quantity"]).told for row in rows]),
+        prices=tuple([row["unit_price"] for row in rows]),
+        amount=sum(row["quantity"] * row["unit_price"] for row in rows),
+    )
 
 
 async def explain(connection: asyncpg.Pool | Connection, order_id: str, user_id: str) -> str | None:

@@ -13,7 +13,7 @@ import asyncpg
 import msgspec
 
 from engine import coupons, seats
-from engine.holdings import Beside, Lines, Sold, Standing
+from engine.holdings import Beside, Lines, Sold, Standing, Wanted
 from engine.moments import LAST_ID, LATEST, moment
 from engine.sales import Sale, SaleBook
 from engine.stores import queries
@@ -339,6 +339,24 @@ async def list_forgotten(connection: asyncpg.Pool | Connection, sale: Sale, *, w
     """List rows long past their deadline that no live payment keeps."""
     rows = await SQL.list_forgotten.fetch(connection, sale.sale_id, within_s, most)
     return [row["reservation_id"] for row in rows]
+
+
+async def find_wanted(connection: asyncpg.Pool | Connection, payment_id: str) -> Wanted | None:
+    """What a payment that has ended was for: the lines that were given back before it are no part of it."""
+    rows = await SQL.find_wanted.fetch(connection, payment_id)
+    if not 0 < len(rows) <= seats.SEATS_MAX:
+        return None
+    named = [row for row in rows if row["area"] is None]
+    # Any places of an area are the same places.
+    placed = sorted([row for row in rows if row["area"] is not None], key=lambda row: (row["area"], row["tier"] or ""))
+    return Wanted(
+        lines=(
+            *[f"{row['seat_no']}|{row['tier']}" if row["tier"] else row["seat_no"] for row in named],
+            *[f"={row['area']}|1|{row['tier'] or ''}" for row in placed],
+        ),
+        prices=tuple([row["price"] for row in (*named, *placed)]),
+        amount=sum(row["price"] for row in rows),
+    )
 
 
 async def explain(connection: asyncpg.Pool | Connection, reservation_id: str, user_id: str) -> str | None:

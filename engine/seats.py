@@ -302,6 +302,10 @@ class PaymentRunning(Refusal, frozen=True):
     payment_id: str
 
 
+class PriceChanged(Reply, frozen=True):
+    """Something costs something else now than it did when it was held before."""
+
+
 # Why nothing is held.
 NotHeld = (
     HoldKnown
@@ -319,11 +323,28 @@ NotHeld = (
     | Unavailable
 )
 HeldAnswer = Held | HeldLines | LookOn | NotHeld
+HeldAgainAnswer = (
+    HeldLines
+    | LookOn
+    | HoldKnown
+    | IdempotencyKeyReused
+    | SeatTaken
+    | SeatUnknown
+    | OfferUnknown
+    | SoldOut
+    | LimitReached
+    | PriceChanged
+    | SaleNotOpen
+    | SaleClosed
+    | Busy
+    | Unavailable
+)
 ExtendedAnswer = Extended | ExtensionSpent | HoldEnded | PaymentRunning | IdempotencyKeyReused | NotFound | Unavailable
 ReleasedAnswer = Released | SeatUnknown | HoldEnded | PaymentRunning | IdempotencyKeyReused | NotFound | Unavailable
 PayingAnswer = Paying | PaymentRunning | PaymentEnded | HoldEnded | HoldSold | SlowDown | NotFound | Unavailable
 
 HOLD = Script("seats/hold", SaleKeys, HeldAnswer)
+HOLD_AGAIN = Script("seats/hold_again", SaleKeys, HeldAgainAnswer)
 FIND = Script("seats/find", SaleKeys, Found | NotFound | Unavailable)
 EXTEND = Script("seats/extend", SaleKeys, ExtendedAnswer)
 RELEASE = Script("seats/release", SaleKeys, ReleasedAnswer)
@@ -369,6 +390,32 @@ async def hold(
     )
     assert not isinstance(held, HeldLines | LookOn)  # noqa: S101 - only more than names is answered so
     return held
+
+
+async def hold_again(
+    gate: Gate,
+    sale: Sale,
+    *,
+    hold_id: str,
+    buyer_id: str,
+    fingerprint: str,
+    lines: Sequence[str],
+    prices: Sequence[int],
+) -> HeldAgainAnswer:
+    """Hold what a payment was for that came too late, at these prices and without a place in line: all or nothing.
+
+    Lines are those of a wish, and what it was for is what `reservations.find_wanted` says. LookOn: ask again.
+    """
+    return await sales.ask(
+        gate,
+        sale,
+        HOLD_AGAIN,
+        hold_id=hold_id,
+        buyer_id=buyer_id,
+        fingerprint=fingerprint,
+        wanted_prices=",".join(map(str, prices)),
+        lines=tuple(lines),
+    )
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):

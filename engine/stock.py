@@ -27,6 +27,7 @@ from engine.seats import (
     PayingAnswer,
     PaymentMismatch,
     PaymentRunning,
+    PriceChanged,
     Restored,
     SaleNotOpen,
 )
@@ -146,6 +147,12 @@ class AmountTooLarge(Refusal, frozen=True):
     most: int
 
 
+class OrderedAgain(Reply, frozen=True):
+    """The same buyer holds units of these, or has bought some since."""
+
+    variant_ids: tuple[str, ...]
+
+
 # Why nothing is held.
 NotHeld = (
     HoldKnown
@@ -162,10 +169,26 @@ NotHeld = (
     | Unavailable
 )
 HeldAnswer = Held | LookOn | NotHeld
+HeldAgainAnswer = (
+    Held
+    | LookOn
+    | HoldKnown
+    | IdempotencyKeyReused
+    | OrderedAgain
+    | UnitUnknown
+    | PriceChanged
+    | SoldOut
+    | LimitReached
+    | SaleNotOpen
+    | SaleClosed
+    | Busy
+    | Unavailable
+)
 ReleasedAnswer = Released | UnitUnknown | HoldEnded | PaymentRunning | IdempotencyKeyReused | NotFound | Unavailable
 
 LEFT = Script("stock/left", SaleKeys, Left | Unavailable)
 HOLD = Script("stock/hold", SaleKeys, HeldAnswer)
+HOLD_AGAIN = Script("stock/hold_again", SaleKeys, HeldAgainAnswer)
 RELEASE = Script("stock/release", SaleKeys, ReleasedAnswer)
 CONFIRM = Script("stock/confirm", SaleKeys, Confirmed | PaymentMismatch | HoldUnknown | Unavailable)
 ABANDON = Script("stock/abandon", SaleKeys, Abandoned | HoldSold | HoldUnknown | Unavailable)
@@ -221,6 +244,32 @@ async def hold(
         if not isinstance(held, LookOn):
             return held
     return Busy(retry_after_ms=1000)
+
+
+async def hold_again(
+    gate: Gate,
+    sale: Sale,
+    *,
+    hold_id: str,
+    buyer_id: str,
+    fingerprint: str,
+    lines: Sequence[str],
+    prices: Sequence[int],
+) -> HeldAgainAnswer:
+    """Hold what a payment was for that came too late, at these prices and without a place in line: all or nothing.
+
+    Lines are those of `hold` as the store is told them, and `prices` what a unit of each cost. LookOn: ask again.
+    """
+    return await sales.ask(
+        gate,
+        sale,
+        HOLD_AGAIN,
+        hold_id=hold_id,
+        buyer_id=buyer_id,
+        fingerprint=fingerprint,
+        wanted_prices=",".join(map(str, prices)),
+        lines=tuple(lines),
+    )
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 Both modules of a kind do the same by the same names, so whoever pays, settles or reconciles need not ask which it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -24,6 +24,8 @@ from engine.seats import (
 )
 from engine.stores.replies import Unavailable
 from engine.stores.scripts import Gate
+
+HeldAgainAnswer = seats.HeldAgainAnswer | stock.HeldAgainAnswer
 
 
 class Hold(Protocol):
@@ -64,10 +66,23 @@ class Scripts(Protocol):
     async def find(self, gate: Gate, sale: Sale, *, hold_id: str) -> Hold | NotFound | Unavailable:
         """Find a hold by its id."""
 
+    async def hold_again(
+        self,
+        gate: Gate,
+        sale: Sale,
+        *,
+        hold_id: str,
+        buyer_id: str,
+        fingerprint: str,
+        lines: Sequence[str],
+        prices: Sequence[int],
+    ) -> HeldAgainAnswer:
+        """Hold what a payment was for that came too late."""
+
     async def release(
         self, gate: Gate, sale: Sale, *, hold_id: str, buyer_id: str, release_id: str, fingerprint: str
     ) -> seats.ReleasedAnswer | stock.ReleasedAnswer:
-        """Give back all of a hold that is not being paid."""
+        """Give a hold back whole."""
 
     async def pay(self, gate: Gate, sale: Sale, *, hold_id: str, buyer_id: str, payment_id: str) -> PayingAnswer:
         """Begin a payment."""

@@ -22,43 +22,57 @@ SELECT
 
 -- name: add_late_payment
 -- Money that is reported late, once by the gateway's name for it; nothing when it is known already.
-INSERT INTO late_payments (gateway_ref, payment_id, sale_id, user_id, amount, new_reservation_id, new_payment_id)
+INSERT INTO late_payments (gateway_ref, payment_id, sale_id, user_id, amount, new_hold_id, new_payment_id)
 VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT DO NOTHING;
 
 -- name: find_late_payment
 -- What became of money that was reported late, by the gateway's name for it.
-SELECT * FROM late_payments WHERE gateway_ref = $1;
+SELECT late_payments.*, payments.order_id IS NOT NULL AS is_order
+FROM late_payments
+JOIN payments USING (payment_id)
+WHERE late_payments.gateway_ref = $1;
 
 -- name: find_of_payments
 -- What became of money that was reported late for these payments.
-SELECT * FROM late_payments WHERE payment_id = ANY ($1::uuid[]) ORDER BY created_at;
+SELECT late_payments.*, payments.order_id IS NOT NULL AS is_order
+FROM late_payments
+JOIN payments USING (payment_id)
+WHERE payment_id = ANY ($1::uuid[])
+ORDER BY late_payments.created_at;
 
 -- name: list_pending
 -- Late payments of a sale that nobody has decided yet, the oldest first.
-SELECT *
+SELECT late_payments.*, payments.order_id IS NOT NULL AS is_order
 FROM late_payments
-WHERE sale_id = $1 AND status = 'PENDING'
-ORDER BY created_at
+JOIN payments USING (payment_id)
+WHERE late_payments.sale_id = $1 AND late_payments.status = 'PENDING'
+ORDER BY late_payments.created_at
 LIMIT $2;
 
 -- name: list_late_payments
 -- Late payments, the newest first, after a cursor.
-SELECT *
+SELECT late_payments.*, payments.order_id IS NOT NULL AS is_order
 FROM late_payments
-WHERE (created_at, new_payment_id) < ($1::timestamptz, $2::uuid)
-ORDER BY created_at DESC, new_payment_id DESC
+JOIN payments USING (payment_id)
+WHERE (late_payments.created_at, new_payment_id) < ($1::timestamptz, $2::uuid)
+ORDER BY late_payments.created_at DESC, new_payment_id DESC
 LIMIT $3;
 
--- name: find_lines
--- What a payment was for: the lines that were given back before it are no part of it.
-SELECT lines.seat_no, lines.price, lines.tier, seats.area
-FROM payments
-JOIN reservation_seats AS lines USING (reservation_id)
-JOIN seats ON seats.sale_id = lines.sale_id AND seats.seat_no = lines.seat_no
-WHERE payments.payment_id = $1
-  AND (lines.status <> 'ENDED' OR lines.updated_at > payments.created_at)
-ORDER BY lines.seat_no;
+-- name: is_ordered_again
+-- Whether the same buyer has paid for units of the same variants since, or is about to; a seat is its one buyer's anyway.
+SELECT EXISTS (
+  SELECT
+  FROM payments AS ended
+  JOIN order_items AS wanted ON wanted.order_id = ended.order_id
+  JOIN payments AS since
+    ON since.user_id = ended.user_id AND since.sale_id = ended.sale_id AND since.created_at > ended.created_at
+  JOIN order_items AS lines ON lines.order_id = since.order_id AND lines.variant_id = wanted.variant_id
+  WHERE ended.payment_id = $1
+    AND since.payment_id <> $2
+    AND since.status NOT IN ('FAILED', 'VOIDED', 'REFUNDED')
+    AND lines.status <> 'ENDED'
+);
 
 -- name: lock_pending
 -- Whether nobody has decided on it yet; nobody does until this transaction ends.

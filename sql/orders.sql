@@ -243,6 +243,14 @@ WHERE order_id = ANY ($1::uuid[])
 ORDER BY order_id, variant_id
 FOR SHARE;
 
+-- name: find_wanted
+-- What is left of what a payment was for.
+SELECT variant_id, quantity, unit_price
+FROM payments
+JOIN order_items USING (order_id)
+WHERE payment_id = $1
+ORDER BY variant_id;
+
 -- name: find_reason
 -- Why a user's order is over, or SOLD.
 SELECT

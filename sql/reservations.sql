@@ -285,6 +285,16 @@ WHERE claims.sale_id = $1 AND claims.seat_no = ANY ($2::text[]) AND claims.statu
 ORDER BY claims.seat_no
 FOR SHARE OF claims;
 
+-- name: find_wanted
+-- What a payment was for: the lines that were given back before it are no part of it.
+SELECT lines.seat_no, lines.price, lines.tier, seats.area
+FROM payments
+JOIN reservation_seats AS lines USING (reservation_id)
+JOIN seats ON seats.sale_id = lines.sale_id AND seats.seat_no = lines.seat_no
+WHERE payments.payment_id = $1
+  AND (lines.status <> 'ENDED' OR lines.updated_at > payments.created_at)
+ORDER BY lines.seat_no;
+
 -- name: find_reason
 -- Why a user's reservation is over, or SOLD.
 SELECT coalesce(reason, 'SOLD')

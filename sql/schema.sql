@@ -829,7 +829,7 @@ CREATE TABLE late_payments (
   -- What the gateway has.
   amount bigint NOT NULL CHECK (amount > 0),
   -- Made from the gateway's name, before there is a row of either.
-  new_reservation_id uuid NOT NULL,
+  new_hold_id uuid NOT NULL,
   new_payment_id uuid NOT NULL,
   status text NOT NULL DEFAULT 'PENDING' CHECK (status IN ('PENDING', 'SOLD', 'RETURNED')),
   -- Why the money went back.

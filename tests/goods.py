@@ -99,6 +99,16 @@ class Goods(Selling):
             payment_id=request.payment_id,
         )
 
+    async def abandon(self, request: Authorisation) -> Any:
+        """PAYING to HELD or free: the other door."""
+        return await stock.abandon(
+            self.stores.gate,
+            await self.sale(),
+            hold_id=request.holding.hold_id,
+            fence=request.holding.fence,
+            payment_id=request.payment_id,
+        )
+
     async def buy(self, *, by: str = "ann", **units: int) -> Authorisation:
         """Hold, pay and confirm; the worker has not heard of it."""
         request = await self.authorise(await self.hold(by=by, **units), by=by)

@@ -3,9 +3,8 @@
 -- As text once a call: all its operations are of one moment and one sale.
 local held_at, held_until = text(now_ms), text(now_ms + term("hold_ms"))
 
--- What may begin at all: nil and what is known of the buyer, or why not. Without a `queue_no` (an empty one) no place in
--- line is asked for.
-local function judge_buyer(tokens, active, buyer_id, queue_no)
+-- Why nobody may begin anything now, or nil.
+local function judge_moment()
   if now_ms < term("opens_at_ms") then
     return { "sale_not_open", sale.opens_at_ms }
   end
@@ -15,6 +14,14 @@ local function judge_buyer(tokens, active, buyer_id, queue_no)
   if backlogged() then
     return { "busy", 1000 }
   end
+  return nil
+end
+
+-- What may begin at all: nil and what is known of the buyer, or why not. Without a `queue_no` (an empty one) no place in
+-- line is asked for.
+local function judge_buyer(tokens, active, buyer_id, queue_no)
+  local refusal = judge_moment()
+  if refusal then return refusal end
   local buyer = { id = buyer_id, queue_no = "0" }
   if queue_no ~= "" and room_is_on() then
     buyer.token, buyer.token_deadline_ms = active_token(tokens, active, buyer_id, queue_no)
@@ -33,9 +40,26 @@ local function judge_buyer(tokens, active, buyer_id, queue_no)
   return nil, buyer
 end
 
--- A new hold of these units, taken from wherever they were, until `expires_at_ms`; the entry tells all of its record.
-local function hold_units(journal, hold_id, buyer, fingerprint, units, price_list, amount, expires_at_ms)
-  local n = next_number("journal", "fence")
+-- Why a buyer cannot have these units, or nil. Where too little is left, lapsed holds end first.
+local function judge_stock(journal, buyer, variant_ids, quantities)
+  local shortages = find_shortages(variant_ids, quantities)
+  if #shortages == 0 then
+    return nil
+  end
+  local taken_over, more = take_over(journal)
+  if taken_over > 0 then
+    shortages = find_shortages(variant_ids, quantities)
+    buyer.row = find_buyer(buyer.id) -- one of them may have been this buyer's own
+  end
+  if #shortages > 0 and more then
+    return { "look_on", "" }
+  end
+  return #shortages > 0 and { "sold_out", unpack(shortages) } or nil
+end
+
+-- A new hold of units that were taken from wherever they were, until `expires_at_ms`; its entry, which tells all of the
+-- record, has the number `n`, which was given out before they were.
+local function hold_units(journal, n, hold_id, buyer, fingerprint, units, price_list, amount, expires_at_ms)
   local hold = {
     state = "HELD", buyer_id = buyer.id, fence = text(sale.fence), queue_no = buyer.queue_no, fingerprint = fingerprint,
     created_at_ms = held_at, expires_at_ms = expires_at_ms, amount = text(amount), seats = units,

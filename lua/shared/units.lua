@@ -57,6 +57,34 @@ local function count_units(hold)
   return count
 end
 
+-- Which variants of these a hold has units of.
+local function find_common(hold, quantities)
+  local common = {}
+  for _, variant_id in ipairs((sum_lines(split(hold.seats)))) do
+    if quantities[variant_id] then
+      common[#common + 1] = variant_id
+    end
+  end
+  return common
+end
+
+-- What one unit of each of these costs, and all of them; or why they are not on sale.
+local function price_units(prices, variant_ids, quantities)
+  local price_list, unknown, amount = redis.call("HMGET", prices, unpack(variant_ids)), {}, 0
+  for at, variant_id in ipairs(variant_ids) do
+    local price = price_list[at]
+    if not price or string.sub(price, 1, 1) == "-" then
+      unknown[#unknown + 1] = variant_id
+    else
+      amount = amount + tonumber(price) * quantities[variant_id]
+    end
+  end
+  if #unknown > 0 then
+    return { "unit_unknown", unpack(unknown) }
+  end
+  return nil, price_list, amount
+end
+
 -- Leave a hold these quantities of what it has.
 local function keep_units(hold, quantities)
   local variant_ids, price_list = sum_lines(split(hold.seats)), split(hold.prices)

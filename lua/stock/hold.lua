@@ -78,41 +78,20 @@ end
 local refused, buyer = judge_buyer(tokens, active, buyer_id, queue_no)
 if refused then return refused end
 local variant_ids, quantities, count = sum_lines(lines)
-local price_list, unknown, amount = redis.call("HMGET", prices, unpack(variant_ids)), {}, 0
-for at, variant_id in ipairs(variant_ids) do
-  local price = price_list[at]
-  if not price or string.sub(price, 1, 1) == "-" then
-    unknown[#unknown + 1] = variant_id
-  else
-    amount = amount + tonumber(price) * quantities[variant_id]
-  end
-end
-if #unknown > 0 then
-  return { "unit_unknown", unpack(unknown) }
-end
+local price_list, amount
+refused, price_list, amount = price_units(prices, variant_ids, quantities)
+if refused then return refused end
 if amount > AMOUNT_MAX then
   return { "amount_too_large", AMOUNT_MAX }
 end
-refused = judge_limit(buyer, count)
+refused = judge_limit(buyer, count) or judge_stock(journal, buyer, variant_ids, quantities)
 if refused then return refused end
-local shortages = find_shortages(variant_ids, quantities)
-if #shortages > 0 then
-  local taken_over, more = take_over(journal)
-  if taken_over > 0 then
-    shortages = find_shortages(variant_ids, quantities)
-    buyer.row = find_buyer(buyer_id) -- one of them may have been this buyer's own
-  end
-  if #shortages > 0 and more then
-    return { "look_on", "" }
-  elseif #shortages > 0 then
-    return { "sold_out", unpack(shortages) }
-  end
-end
 
 -- Change.
+local n = next_number("journal", "fence")
 take_units(variant_ids, quantities)
 local units = join_lines(variant_ids, quantities)
-local hold = hold_units(journal, hold_id, buyer, fingerprint, units, price_list, amount, held_until)
+local hold = hold_units(journal, n, hold_id, buyer, fingerprint, units, price_list, amount, held_until)
 if buyer.token then
   renew_token(tokens, active, buyer_id, buyer.token, buyer.token_deadline_ms)
 end

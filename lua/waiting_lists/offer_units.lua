@@ -78,6 +78,7 @@ refused = judge_limit(buyer, quantity)
 if refused then return refused end
 
 -- Change.
+local n = next_number("journal", "fence")
 if shelved == quantity then
   redis.call("HDEL", stock_freed, variant_id)
   redis.call("ZREM", freed, variant_id)
@@ -86,6 +87,6 @@ else
 end
 local units, amount = variant_id .. ":" .. text(quantity), tonumber(price) * quantity
 local hold = hold_units(
-  journal, hold_id, buyer, fingerprint, units, { price }, amount, text(now_ms + term("offer_ms"))
+  journal, n, hold_id, buyer, fingerprint, units, { price }, amount, text(now_ms + term("offer_ms"))
 )
 return { "offered", hold.expires_at_ms, hold.fence, hold.amount }

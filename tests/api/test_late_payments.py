@@ -10,6 +10,7 @@ from engine import cards, errands
 from engine.settings import Settings
 from tests.api.calling import Person, Show, Worker, problem
 from tests.api.test_card_payments import BACK, card, event, signed
+from tests.api.test_orders import ordered, tees
 from tests.api.test_payments import hold
 from tests.gateways import Operator, operating, running_gateway, with_gateway
 
@@ -34,9 +35,9 @@ async def settings(settings: Settings, settings_of_gateway: Settings) -> Setting
     return with_gateway(settings, settings_of_gateway)
 
 
-async def work(house: House, show: Show, worker: Worker) -> None:
+async def work(house: House, sale_id: str, worker: Worker) -> None:
     """What the workers do with what stands still."""
-    sale = await house.book.read(show.sale_id)
+    sale = await house.book.read(sale_id)
     assert sale is not None
     assert house.cards is not None
     await house.postgres.execute("UPDATE payments SET updated_at = now() - interval '1 hour'")
@@ -51,10 +52,17 @@ async def finish_too_late(
 ) -> tuple[str, str]:
     """Hold and pay, and say yes at the bank once all is over; answers where the payment is, and the gateway's name."""
     path = await hold(person, show, *seat_nos)
+    return await finish_paying_too_late(house, show.sale_id, worker, gateway, person, path)
+
+
+async def finish_paying_too_late(
+    house: House, sale_id: str, worker: Worker, gateway: Operator, person: Person, path: str
+) -> tuple[str, str]:
+    """The same with what is held there already."""
     waiting = await person.post(f"{path}/payments", card("pm_action_late", return_url=BACK))
     assert waiting.status_code == 202
     await house.postgres.execute("UPDATE payments SET pay_deadline = now() - interval '1 minute'")
-    await work(house, show, worker)
+    await work(house, sale_id, worker)
     assert (await person.delete(path)).status_code == 200
     await worker.drain()
     await gateway.act(waiting.json()["action"]["url"], "approve")
@@ -83,8 +91,8 @@ async def test_who_finishes_late_gets_the_seats_by_another_payment(
         await tell(http, ref)
         await tell(http, ref)
         await tell(http, ref, "evt_2")
-    await work(house, show, worker)
-    await work(house, show, worker)
+    await work(house, show.sale_id, worker)
+    await work(house, show.sale_id, worker)
 
     ended = (await people[0].get(location)).json()
     assert ended["status"] == "FAILED"
@@ -105,6 +113,29 @@ async def test_who_finishes_late_gets_the_seats_by_another_payment(
     assert told["late"] == late
 
 
+async def test_who_finishes_late_gets_goods_by_another_order(
+    people: list[Person],
+    operator: Person,
+    worker: Worker,
+    gateway: Operator,
+    http: httpx.AsyncClient,
+    house: House,
+) -> None:
+    [tee] = await tees(operator, 5)
+    held = await ordered(people[0], (tee, 2))
+    location, ref = await finish_paying_too_late(
+        house, held["sale_id"], worker, gateway, people[0], f"/v1/orders/{held['order_id']}"
+    )
+    async with worker.draining():
+        await tell(http, ref)
+    await work(house, held["sale_id"], worker)
+    late = (await people[0].get(location)).json()["late"]
+    assert (late["status"], "reservation_id" in late) == ("SOLD", False)
+    bought = (await people[0].get(f"/v1/orders/{late['order_id']}")).json()
+    assert (bought["status"], bought["payment"]["payment_id"]) == ("PAID", late["payment_id"])
+    assert len((await people[0].get("/v1/items")).json()["items"]) == 2
+
+
 async def test_who_finishes_late_and_finds_the_seats_gone_has_the_money_back(
     people: list[Person],
     show: Show,
@@ -121,7 +152,7 @@ async def test_who_finishes_late_and_finds_the_seats_gone_has_the_money_back(
         ref = await house.postgres.fetchval("SELECT gateway_ref FROM payments ORDER BY created_at DESC LIMIT 1")
         await tell(http, ref, f"evt_{number}")
         locations.append(location)
-    await work(house, show, worker)
+    await work(house, show.sale_id, worker)
     for location in locations:
         ended = (await people[0].get(location)).json()
         assert (ended["status"], ended["late"]) == ("FAILED", {"status": "RETURNED", "reason": "seat_taken"})

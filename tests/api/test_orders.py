@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+import asyncpg
 import pytest
 
 from api.house import House
-from engine import coupons, ids
+from engine import carts, coupons, ids
 from engine.settings import Settings
 from tests.api.calling import Person, Show, Worker, problem, stock_up
 from tests.api.test_coupons import issue, make
@@ -239,6 +240,43 @@ async def test_a_cart_that_is_short_stays_as_it_is_and_its_key_tries_again(
     assert [item["quantity"] for item in (await me.get("/v1/cart")).json()["items"]] == [3]
     await me.put(f"/v1/cart/items/{tee}", {"quantity": 2})
     assert (await me.post("/v1/orders", {"from_cart": True}, key="k")).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "lives_on", ["the journal", "the same request", "the same request with a token that is refused"]
+)
+async def test_who_dies_between_the_hold_and_the_emptying_of_the_cart_orders_once(
+    operator: Person, people: list[Person], worker: Worker, monkeypatch: pytest.MonkeyPatch, lives_on: str
+) -> None:
+    me = people[0]
+    small, large = await tees(operator, 5, 5)
+    await me.put(f"/v1/cart/items/{small}", {"quantity": 2})
+    with monkeypatch.context() as dying:
+
+        async def dies(*_: object) -> None:
+            raise asyncpg.InterfaceError("the process died here")
+
+        dying.setattr(carts, "finish", dies)
+        assert (await me.post("/v1/orders", {"from_cart": True}, key="k")).status_code >= 500
+    # Meanwhile the buyer goes on filling it.
+    await me.put(f"/v1/cart/items/{small}", {"quantity": 3})
+    await me.put(f"/v1/cart/items/{large}", {"quantity": 1})
+    if lives_on == "the same request":
+        assert (await me.post("/v1/orders", {"from_cart": True}, key="k")).status_code == 201
+    elif lives_on != "the journal":
+        token = {"Queue-Token": "nobody's"}
+        refused = await me.post("/v1/orders", {"from_cart": True}, key="k", headers=token)
+        assert problem(refused) == (403, "not_admitted")
+    await worker.drain()
+    left = {item["variant_id"]: item["quantity"] for item in (await me.get("/v1/cart")).json()["items"]}
+    assert left == {small: 1, large: 1}
+    [order] = (await me.get("/v1/orders")).json()["items"]
+    assert [(item["variant_id"], item["quantity"]) for item in order["items"]] == [(small, 2)]
+    # Whoever tells it again, the cart loses nothing more.
+    assert (await me.post("/v1/orders", {"from_cart": True}, key="k")).json()["order_id"] == order["order_id"]
+    await worker.drain()
+    assert len((await me.get("/v1/cart")).json()["items"]) == 2
+    assert len((await me.get("/v1/orders")).json()["items"]) == 1
 
 
 # Refused --------------------------------------------------------------------------------------------------------------

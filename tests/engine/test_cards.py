@@ -17,7 +17,7 @@ from engine.till import Till
 from engine.waiters import Waiters
 from tests.engine.test_till import drained_until
 from tests.gateways import Operator, operating, running_gateway
-from tests.shop import PRICE, Shop, open_shop
+from tests.shop import PRICE, Selling, Shop, open_shop
 
 VISA = "pm_card_visa"
 
@@ -51,7 +51,7 @@ async def shop(stores: Stores) -> Shop:
 
 
 @asynccontextmanager
-async def counter(shop: Shop, adapter: StripeGateway, *, answer_within_s: float = 5.0) -> AsyncIterator[Till]:
+async def counter(shop: Selling, adapter: StripeGateway, *, answer_within_s: float = 5.0) -> AsyncIterator[Till]:
     """A till that takes cards."""
     postgres = shop.stores.postgres
     desk = Cards(shop.stores.gate, postgres, adapter, currency="KRW")
@@ -59,7 +59,7 @@ async def counter(shop: Shop, adapter: StripeGateway, *, answer_within_s: float 
         yield Till(shop.stores.gate, postgres, waiters, cards=desk, answer_within_s=answer_within_s)
 
 
-async def pay(shop: Shop, till: Till, hold_id: str, *, method: str = VISA, key: str = "k", **more: Any) -> Any:
+async def pay(shop: Selling, till: Till, hold_id: str, *, method: str = VISA, key: str = "k", **more: Any) -> Any:
     """What the route of payments asks."""
     tender = more.pop("tender", None) or Tender(method="CARD", payment_method_id=method, return_url="http://shop.test/")
     return await till.pay(
@@ -69,6 +69,7 @@ async def pay(shop: Shop, till: Till, hold_id: str, *, method: str = VISA, key: 
         user_id=await shop.person(more.pop("by", "ann")),
         fingerprint="f" * 16,
         tender=tender,
+        **more,
     )
 
 
@@ -79,13 +80,13 @@ def split(balance_amount: int, method: str = VISA) -> Tender:
     )
 
 
-async def tell(shop: Shop, adapter: StripeGateway) -> errands.Driven:
+async def tell(shop: Selling, adapter: StripeGateway) -> errands.Driven:
     """Send everything that is to be told, however lately it was tried."""
     await shop.stores.postgres.execute("UPDATE gateway_operations SET due_at = now() WHERE status = 'PENDING'")
     return await errands.drive(shop.stores.postgres, adapter)
 
 
-async def reconcile(shop: Shop, adapter: StripeGateway, *, late: bool = False) -> None:
+async def reconcile(shop: Selling, adapter: StripeGateway, *, late: bool = False) -> None:
     """What a worker does with payments that stand still; `late` ones are past their deadline."""
     postgres = shop.stores.postgres
     await postgres.execute("UPDATE payments SET updated_at = now() - interval '1 hour'")
@@ -98,7 +99,7 @@ async def reconcile(shop: Shop, adapter: StripeGateway, *, late: bool = False) -
     await shop.drain()
 
 
-async def row(shop: Shop, payment: Payment) -> Payment:
+async def row(shop: Selling, payment: Payment) -> Payment:
     """The payment's row as it stands."""
     return (await payments.read(shop.stores.postgres, [payment.payment_id]))[payment.payment_id]
 

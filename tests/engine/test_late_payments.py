@@ -37,7 +37,8 @@ from tests.engine.offered_halls import OfferedHall, Row, open_offered
 from tests.engine.seat_sales import buyer
 from tests.engine.test_cards import counter, ledger_of, pay, reconcile, row, split, tell
 from tests.gateways import Operator, operating, running_gateway
-from tests.shop import PRICE, START_AT, Shop, open_shop
+from tests.goods import Goods
+from tests.shop import PRICE, START_AT, Selling, Shop, open_shop
 
 LATE = "pm_action_late"
 
@@ -81,8 +82,14 @@ async def end_a_payment(
     shop: Shop, gateway: Operator, adapter: StripeGateway, till: Till, *seat_nos: str, tender: Tender | None = None
 ) -> Payment:
     """Hold and pay, but let the buyer act only after the payment ended and its hold was given back."""
-    hold_id = await shop.hold(*seat_nos)
-    payment = await pay(shop, till, hold_id, method=LATE, tender=tender)
+    return await end_payment_of(shop, gateway, adapter, till, await shop.hold(*seat_nos), tender=tender)
+
+
+async def end_payment_of(
+    shop: Shop | Goods, gateway: Operator, adapter: StripeGateway, till: Till, hold_id: str, **more: Any
+) -> Payment:
+    """The same with what is held already."""
+    payment = await pay(shop, till, hold_id, **{"method": LATE} | more)
     await reconcile(shop, adapter, late=True)
     assert (await row(shop, payment)).status == "FAILED"
     await shop.release(hold_id)
@@ -92,26 +99,26 @@ async def end_a_payment(
     return await row(shop, payment)
 
 
-async def report(shop: Shop, adapter: StripeGateway, payment: Payment, *, event_id: str = "evt_1") -> Payment | None:
+async def report(shop: Selling, adapter: StripeGateway, payment: Payment, *, event_id: str = "evt_1") -> Payment | None:
     """The gateway tells of it."""
     ref = payment.gateway_ref
     return await cards.take_in(shop.stores.postgres, adapter, Event(event_id, "payment_intent.told", ref, None))
 
 
-async def go_on(shop: Shop, adapter: StripeGateway) -> None:
+async def go_on(shop: Selling, adapter: StripeGateway) -> None:
     """What the workers do until all is decided."""
     for _ in range(3):
         await reconcile(shop, adapter)
         await tell(shop, adapter)
 
 
-async def outcome(shop: Shop, payment: Payment) -> LatePayment:
+async def outcome(shop: Selling, payment: Payment) -> LatePayment:
     """What became of the money."""
     (found,) = (await late_payments.find_of(shop.stores.postgres, [payment.payment_id])).values()
     return found
 
 
-async def prove(shop: Shop) -> None:
+async def prove(shop: Shop | Goods) -> None:
     """Everything that the audit knows holds."""
     await shop.check()
     # The simulated people got their money from nowhere.
@@ -134,10 +141,10 @@ async def test_late_money_buys_the_same_seats_by_a_payment_of_its_own(
     bought = (await payments.read(shop.stores.postgres, [late.new_payment_id]))[late.new_payment_id]
     assert (bought.status, bought.reservation_id, bought.gateway_ref) == (
         "SUCCESS",
-        late.new_reservation_id,
+        late.new_hold_id,
         ended.gateway_ref,
     )
-    assert await shop.reservation(late.new_reservation_id) == ("CONFIRMED", None)
+    assert await shop.reservation(late.new_hold_id) == ("CONFIRMED", None)
     assert await shop.states() == {"A-1-1": "SOLD", "A-1-2": "SOLD"}
     assert await ledger_of(gateway, ended) == ("succeeded", 0, 2 * PRICE, 0)
     # What ended stays as it ended.
@@ -495,7 +502,7 @@ async def test_late_money_buys_the_same_tiers_and_any_places_of_the_same_area(
     lines = await shop.rows(
         "SELECT price, tier, count(*) FROM reservation_seats WHERE reservation_id = $1 GROUP BY price, tier "
         "ORDER BY price, tier",
-        late.new_reservation_id,
+        late.new_hold_id,
     )
     assert lines == [(CHILD, "child", 2), (LAWN, None, 2), (PRICE, None, 1)]
     await prove(shop)
@@ -550,7 +557,7 @@ async def hall(redis_any: RedisClient) -> AsyncIterator[OfferedHall]:
 async def hold_again(hall: OfferedHall, *lines: str, prices: str, key: str = "late", **more: Any) -> Any:
     """Ask the script."""
     asked: dict[str, Any] = {"hold_id": ids.derive(key), "buyer_id": buyer("ann"), "fingerprint": "f" * 16} | more
-    return await sales.ask(hall.gate, hall.sale, late_payments.HOLD_AGAIN, wanted_prices=prices, lines=lines, **asked)
+    return await sales.ask(hall.gate, hall.sale, seats.HOLD_AGAIN, wanted_prices=prices, lines=lines, **asked)
 
 
 async def test_an_id_holds_again_once(hall: OfferedHall) -> None:
@@ -586,7 +593,7 @@ async def test_what_stands_in_the_way_of_holding_again_is_named(hall: OfferedHal
 
 
 async def test_a_tier_whose_cap_is_reached_is_sold_out_and_one_that_costs_more_has_changed(hall: OfferedHall) -> None:
-    assert isinstance(await hold_again(hall, "A-1-1|child", prices="9999"), late_payments.PriceChanged)
+    assert isinstance(await hold_again(hall, "A-1-1|child", prices="9999"), seats.PriceChanged)
     assert isinstance(await hold_again(hall, "A-1-1|child", prices="10000"), seats.HeldLines)
     assert await hold_again(hall, "A-1-2|child", prices="10000", key="2") == seats.SoldOut(("1 0 tier child",))
 

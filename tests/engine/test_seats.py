@@ -922,6 +922,7 @@ def every_verb(hall: Hall) -> list[Any]:
     fenced: dict[str, Any] = {"hold_id": "1" * 32, "fence": 1}
     return [
         hall.hold("A-1-1"),
+        seats.hold_again(hall.gate, hall.sale, **of, fingerprint="f", lines=("A-1-1",), prices=(1,)),
         seats.find(hall.gate, hall.sale, hold_id="1" * 32),
         seats.extend(hall.gate, hall.sale, **of, extension_id="3" * 32, fingerprint="f"),
         seats.release(hall.gate, hall.sale, **of, release_id="3" * 32, fingerprint="f"),
@@ -1037,7 +1038,7 @@ def test_what_frees_or_finishes_works_in_a_full_store_and_what_reads_writes_noth
         *("pay", "confirm", "abandon", "release", "expire", "restore"),
     }
     assert {name for name, each in flags.items() if each == ("no-writes",)} == {"find", "overdue"}
-    assert {name for name, each in flags.items() if not each} == {"hold", "extend"}
+    assert {name for name, each in flags.items() if not each} == {"hold", "hold_again", "extend"}
 
 
 def test_every_refusal_has_a_title_of_one_sentence() -> None:

@@ -1070,6 +1070,7 @@ def every_verb(stall: Stall) -> list[Any]:
     claims = (stock.Claim("mug", 1),)
     return [
         stall.hold(mug=1),
+        stock.hold_again(*asked, **of, fingerprint="f", lines=("mug:1",), prices=(1_200,)),
         stock.find(*asked, hold_id="1" * 32),
         stock.extend(*asked, **of, extension_id="3" * 32, fingerprint="f"),
         stock.release(*asked, **of, release_id="3" * 32, fingerprint="f"),
@@ -1275,7 +1276,7 @@ def test_what_frees_or_finishes_works_in_a_full_store() -> None:
     assert {name for name, each in flags.items() if each == ("allow-oom",)} == {
         *("confirm", "abandon", "release", "expire", "restore"),
     }
-    assert {name for name, each in flags.items() if not each} == {"hold"}
+    assert {name for name, each in flags.items() if not each} == {"hold", "hold_again"}
     assert {name for name, each in flags.items() if each == ("no-writes",)} == {"left"}
 
 
@@ -1283,5 +1284,5 @@ def test_every_answer_that_means_the_same_for_seats_is_the_same_class() -> None:
     own = {kind for kind in vars(stock).values() if isinstance(kind, type) and issubclass(kind, Reply)}
 
     made_here = {kind.__name__ for kind in own if kind.__module__ == stock.__name__}
-    assert made_here == {"Held", "Left", "Released", "UnitUnknown", "SoldOut", "AmountTooLarge"}
+    assert made_here == {"Held", "Left", "Released", "UnitUnknown", "SoldOut", "AmountTooLarge", "OrderedAgain"}
     assert title_of(stock.SoldOut) == title_of(seats.SoldOut)

@@ -647,7 +647,7 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
             UPDATE balances SET amount = 500, version = 1 WHERE user_id = '{ANN}';
             DELETE FROM balance_history WHERE type = 'USE';
             UPDATE reservations SET amount = 0 WHERE reservation_id = '{SOLD}';
-            INSERT INTO late_payments (gateway_ref, payment_id, sale_id, user_id, amount, new_reservation_id,
+            INSERT INTO late_payments (gateway_ref, payment_id, sale_id, user_id, amount, new_hold_id,
               new_payment_id, status, reason, done_at)
             VALUES ('pi_1', '{PAYMENT}', '{SALE}', '{ANN}', 200, '{STRANGER}', '{STRANGER}', 'RETURNED', 'seat_taken',
               now())

@@ -1,4 +1,4 @@
-"""A process that pays by card and dies at one step: `python -m tests.races.dying_buyer` with its errand as JSON."""
+"""A process that pays and dies at one step: `python -m tests.races.dying_buyer` with its errand as JSON."""
 
 import asyncio
 import os
@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from engine import authorisations, cards, seats
+from engine import authorisations, cards, wares
 from engine.cards import Cards
 from engine.payments import Tender
-from engine.sales import SaleBook
+from engine.sales import Sale, SaleBook
 from engine.settings import Settings
 from engine.stores.connections import open_stores
 from engine.stripe_gateway import StripeGateway, open_gateway
@@ -21,15 +21,14 @@ from engine.waiters import Waiters
 
 # Where it dies: right before, or right after, what this name does.
 STEPS: dict[str, tuple[Any, str]] = {
-    "pay": (seats, "pay"),
     "authorise": (authorisations, "authorise"),
     "ask": (StripeGateway, "authorise"),
     "keep": (Cards, "_keep_authorised"),
     "decline": (Cards, "give_up"),
-    "abandon": (seats, "abandon"),
     "end": (authorisations, "end"),
-    "confirm": (seats, "confirm"),
 }
+# Or one of these verbs, of the scripts of what its sale sells.
+VERBS = ("pay", "abandon", "confirm")
 
 
 class Errand(msgspec.Struct):
@@ -38,16 +37,17 @@ class Errand(msgspec.Struct):
     environment: dict[str, str]
     sale_id: str
     payment_id: str
-    reservation_id: str
+    hold_id: str
     user_id: str
     tender: Tender
+    user_coupon_id: str | None
     step: str
     after: bool
 
 
-def die_at(step: str, *, after: bool) -> None:
+def die_at(sale: Sale, step: str, *, after: bool) -> None:
     """Let this process end, at once and without a word, at a step."""
-    holder, name = STEPS[step]
+    holder, name = (wares.of(sale).scripts, step) if step in VERBS else STEPS[step]
     does: Callable[..., Any] = getattr(holder, name)
 
     async def dies(*args: Any, **more: Any) -> Any:
@@ -68,14 +68,15 @@ async def run(errand: Errand) -> None:
         desk = cards.Cards(stores.gate, stores.postgres, gateway, currency="KRW")
         async with Waiters(stores.postgres, stores.listener).listening() as waiters:
             till = Till(stores.gate, stores.postgres, waiters, cards=desk)
-            die_at(errand.step, after=errand.after)
+            die_at(sale, errand.step, after=errand.after)
             await till.pay(
                 sale,
                 payment_id=errand.payment_id,
-                hold_id=errand.reservation_id,
+                hold_id=errand.hold_id,
                 user_id=errand.user_id,
                 fingerprint="f" * 16,
                 tender=errand.tender,
+                user_coupon_id=errand.user_coupon_id,
             )
 
 

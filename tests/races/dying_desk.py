@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from engine import cards, errands, late_payments, seats
+from engine import cards, errands, late_payments, wares
 from engine.cards import Cards
 from engine.gateway import Event
-from engine.sales import SaleBook
+from engine.sales import Sale, SaleBook
 from engine.settings import Settings
 from engine.stores.connections import open_stores
 from engine.stripe_gateway import open_gateway
@@ -24,14 +24,14 @@ STEPS: dict[str, tuple[Any, str]] = {
     "begin": (late_payments, "begin"),
     "take_in": (cards, "take_in"),
     "hold": (late_payments, "_hold_again"),
-    "pay": (seats, "pay"),
     "authorise": (late_payments, "_authorise"),
     "keep": (Cards, "_keep_authorised"),
-    "confirm": (seats, "confirm"),
     "give_back": (late_payments, "_give_back"),
     "void": (errands, "void_anew"),
     "let_go": (late_payments, "_let_go"),
 }
+# Or one of these verbs, of the scripts of what its sale sells.
+VERBS = ("pay", "confirm")
 
 
 class Hearing(msgspec.Struct):
@@ -45,9 +45,9 @@ class Hearing(msgspec.Struct):
     after: bool
 
 
-def die_at(step: str, *, after: bool) -> None:
+def die_at(sale: Sale, step: str, *, after: bool) -> None:
     """Let this process end, at once and without a word, at a step."""
-    holder, name = STEPS[step]
+    holder, name = (wares.of(sale).scripts, step) if step in VERBS else STEPS[step]
     does: Callable[..., Any] = getattr(holder, name)
 
     async def dies(*args: Any, **more: Any) -> Any:
@@ -68,7 +68,7 @@ async def run(hearing: Hearing) -> None:
         desk = Cards(stores.gate, stores.postgres, gateway, currency="KRW")
         async with Waiters(stores.postgres, stores.listener).listening() as waiters:
             till = Till(stores.gate, stores.postgres, waiters, cards=desk)
-            die_at(hearing.step, after=hearing.after)
+            die_at(sale, hearing.step, after=hearing.after)
             event = Event(hearing.event_id, "payment_intent.told", hearing.ref, None)
             payment = await cards.take_in(stores.postgres, gateway, event)
             assert payment is not None

@@ -21,7 +21,7 @@ from engine.stores.connections import Stores
 from engine.stripe_gateway import StripeGateway, open_gateway
 from tests.gateways import Operator, operating, running_gateway, with_gateway
 from tests.races.dying_buyer import Errand
-from tests.shop import PRICE, Shop, open_shop
+from tests.shop import PRICE, Selling, Shop, open_shop
 
 CARD = Tender(method="CARD", payment_method_id="pm_card_visa")
 SPLIT = Tender(method="SPLIT", balance_amount=10_000, payment_method_id="pm_card_visa")
@@ -64,7 +64,16 @@ async def shop(stores: Stores) -> Shop:
     return await open_shop(stores)
 
 
-async def die(shop: Shop, gateway: Operator, hold_id: str, tender: Tender, step: str, when: str) -> str:
+async def die(
+    shop: Selling,
+    gateway: Operator,
+    hold_id: str,
+    tender: Tender,
+    step: str,
+    when: str,
+    *,
+    user_coupon_id: str | None = None,
+) -> str:
     """Pay in a process that dies at this step; returns the payment's id."""
     settings = with_gateway(shop.stores.settings, gateway.settings)
     payment_id = ids.derive("payment", hold_id)
@@ -72,9 +81,10 @@ async def die(shop: Shop, gateway: Operator, hold_id: str, tender: Tender, step:
         environment=settings.to_environment(),
         sale_id=shop.sale_id,
         payment_id=payment_id,
-        reservation_id=hold_id,
+        hold_id=hold_id,
         user_id=await shop.person("ann"),
         tender=tender,
+        user_coupon_id=user_coupon_id,
         step=step,
         after=when == "after",
     )
@@ -86,7 +96,7 @@ async def die(shop: Shop, gateway: Operator, hold_id: str, tender: Tender, step:
     return payment_id
 
 
-async def work(shop: Shop, adapter: StripeGateway, *, late: bool) -> None:
+async def work(shop: Selling, adapter: StripeGateway, *, late: bool) -> None:
     """What the workers do until everything is decided; everything has stood still for long."""
     postgres, sale = shop.stores.postgres, await shop.sale()
     desk = Cards(shop.stores.gate, postgres, adapter, currency="KRW")
@@ -104,7 +114,7 @@ async def work(shop: Shop, adapter: StripeGateway, *, late: bool) -> None:
         await errands.drive(postgres, adapter)
 
 
-async def _let_deadlines_pass(shop: Shop) -> None:
+async def _let_deadlines_pass(shop: Selling) -> None:
     keys = (await shop.sale()).keys
     for hold_id in await shop.stores.redis.zrange(keys.paying, 0, -1):
         await shop.stores.redis.zadd(keys.paying, {hold_id: 1})

@@ -17,7 +17,7 @@ from engine.stores.keys import SaleKeys
 from engine.stores.outbox import Entry
 from engine.stores.replies import SaleRebuilding, SaleUnknown, StaleEpoch
 from tests.engine.test_rebuild import lose
-from tests.shop import PRICE, Shop, open_shop
+from tests.shop import PRICE, Selling, Shop, open_shop
 from tests.workers.working import lapse_leases, owners, process, shift, until
 
 UNAVAILABLE = (SaleUnknown, StaleEpoch, SaleRebuilding)
@@ -26,17 +26,17 @@ UNAVAILABLE = (SaleUnknown, StaleEpoch, SaleRebuilding)
 class Copy:
     """Redis's keys of one sale as they were at one moment: what a replica that was behind would have."""
 
-    def __init__(self, shop: Shop, dumps: list[bytes | None]) -> None:
+    def __init__(self, shop: Selling, dumps: list[bytes | None]) -> None:
         self._shop = shop
         self._dumps = dumps
 
     @staticmethod
-    def _keys(shop: Shop) -> list[str]:
+    def _keys(shop: Selling) -> list[str]:
         names = [name for name in vars(SaleKeys) if not name.startswith("_") and name != "sale_id"]
         return [getattr(SaleKeys(shop.sale_id), name) for name in names]
 
     @classmethod
-    async def of(cls, shop: Shop) -> "Copy":
+    async def of(cls, shop: Selling) -> "Copy":
         """Take a copy."""
         keys = cls._keys(shop)
         script = "local dumps = {} for at, key in ipairs(KEYS) do dumps[at] = redis.call('DUMP', key) end return dumps"
@@ -53,7 +53,7 @@ class Copy:
         await self._shop.stores.redis.execute_command("EVAL", script, len(keys), *keys, *dumps)
 
 
-async def settled(shop: Shop) -> bool:
+async def settled(shop: Selling) -> bool:
     """Whether no payment is live and both streams are drained; what stands still is made old, to be picked up."""
     # What a worker has locked is not standing still, and waiting for it out of order could cut its batch short.
     await shop.stores.postgres.execute(
@@ -69,20 +69,20 @@ async def settled(shop: Shop) -> bool:
     return bool(live == 0 and restores == 0 and is_open and await shop.inspect() is None and await drained(shop))
 
 
-async def drained(shop: Shop) -> bool:
+async def drained(shop: Selling) -> bool:
     """Whether Postgres has every entry."""
     return [await shop.term(f"{stream}_n") or "0" for stream in outbox.STREAMS] == [
         await shop.term(f"{stream}_persisted_n") or "0" for stream in outbox.STREAMS
     ]
 
 
-async def is_rebuilt(shop: Shop, epoch: int) -> bool:
+async def is_rebuilt(shop: Selling, epoch: int) -> bool:
     """Whether a copy of this epoch or a later one is open."""
     row = await shop.row()
     return bool(row["store_state"] == "open" and row["epoch"] >= epoch)
 
 
-async def statuses(shop: Shop, *requests: Authorisation) -> list[str]:
+async def statuses(shop: Selling, *requests: Authorisation) -> list[str]:
     return [await shop.payment(request.payment_id) for request in requests]
 
 

@@ -26,7 +26,7 @@ from tests.engine.test_late_payments import LATE, end_a_payment, lapse, prove
 from tests.gateways import Operator, operating, running_gateway, with_gateway
 from tests.races.dying_desk import Hearing
 from tests.races.test_card_crashes import work
-from tests.shop import PRICE, Shop, open_shop, together
+from tests.shop import PRICE, Selling, Shop, open_shop, together
 
 WHEN = Literal["before", "after"]
 BOTH: tuple[WHEN, ...] = ("before", "after")
@@ -73,7 +73,7 @@ async def end_late(
     return ended
 
 
-async def die(shop: Shop, gateway: Operator, ended: Payment, step: str, when: str) -> None:
+async def die(shop: Selling, gateway: Operator, ended: Payment, step: str, when: str) -> None:
     """Hear of the money in a process that dies at this step."""
     assert ended.gateway_ref is not None
     hearing = Hearing(
@@ -91,7 +91,7 @@ async def die(shop: Shop, gateway: Operator, ended: Payment, step: str, when: st
     assert process.returncode == -signal.SIGKILL
 
 
-async def tell_again(shop: Shop, adapter: StripeGateway, ended: Payment) -> None:
+async def tell_again(shop: Selling, adapter: StripeGateway, ended: Payment) -> None:
     """The gateway was not heard, as it thinks, and tells the same event again."""
     await cards.take_in(shop.stores.postgres, adapter, Event("evt_1", "payment_intent.told", ended.gateway_ref, None))
 
