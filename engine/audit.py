@@ -763,7 +763,7 @@ async def _find_repeats(found: _Questions, miscounted: Sequence[str], heard: Seq
         await found.ask("find_strayed_offers"),
         lambda row: (
             f"entry {row['entry_id']} of a waiting list is {row['status']} and waits for {row['quantity']}; what it "
-            f"was offered is {row['hold_status'] or 'not there'}, with {row['count']}"
+            f"was offered is {row['hold_status'] or 'not there'}, with {row['count'] or 0}"
         ),
     )
     for finding in miscounted:

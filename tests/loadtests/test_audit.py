@@ -195,7 +195,7 @@ def wait(*, status: str, user_id: str, reservation_id: str) -> Corruption:
     """Somebody waits for one seat, and has this reservation by it."""
     return run(
         f"""
-        INSERT INTO waiting_list_entries (entry_id, sale_id, schedule_id, user_id, quantity, adjacent, reservation_id,
+        INSERT INTO waiting_list_entries (entry_id, sale_id, schedule_id, user_id, quantity, adjacent, hold_id,
           status, fingerprint)
         VALUES ('{STRANGER}', '{SALE}', '{SCHEDULE}', '{user_id}', 1, true, '{reservation_id}', '{status}', '');
         UPDATE reservations SET created_at = now() - interval '1 hour' WHERE reservation_id = '{reservation_id}'
@@ -566,22 +566,22 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
     "an offer is another's": (
         {"I4"},
         wait(status="OFFERED", user_id=ANN, reservation_id=HELD),
-        f"entry {STRANGER} of a waiting list is OFFERED and waits for 1 seats; its reservation is PENDING, with 1",
+        f"entry {STRANGER} of a waiting list is OFFERED and waits for 1; what it was offered is PENDING, with 1",
     ),
     "an offer is of another size": (
         {"I4"},
         wait(status="TAKEN", user_id=ANN, reservation_id=SOLD),
-        f"entry {STRANGER} of a waiting list is TAKEN and waits for 1 seats; its reservation is CONFIRMED, with 2",
+        f"entry {STRANGER} of a waiting list is TAKEN and waits for 1; what it was offered is CONFIRMED, with 2",
     ),
     "nobody knows of what was taken": (
         {"I4"},
         wait(status="TAKEN", user_id=BEN, reservation_id=STRANGER),
-        f"entry {STRANGER} of a waiting list is TAKEN and waits for 1 seats; its reservation is not there, with 0",
+        f"entry {STRANGER} of a waiting list is TAKEN and waits for 1; what it was offered is not there, with 0",
     ),
     "what is offered is said to have lapsed": (
         {"I4"},
         wait(status="LAPSED", user_id=BEN, reservation_id=HELD),
-        f"entry {STRANGER} of a waiting list is LAPSED and waits for 1 seats; its reservation is PENDING, with 1",
+        f"entry {STRANGER} of a waiting list is LAPSED and waits for 1; what it was offered is PENDING, with 1",
     ),
     "nobody noted an offer": (
         {"I7"},
