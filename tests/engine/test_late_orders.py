@@ -321,7 +321,7 @@ async def test_a_coupon_that_is_free_again_is_used_by_the_new_payment(
         (OFF, 2 * MUG - OFF)
     ]
     assert await ledger_of(gateway, ended) == ("succeeded", 0, 2 * MUG - OFF, 0)
-    await goods.check()
+    await prove(goods)
 
 
 async def test_seats_with_a_coupon_are_bought_with_it_again(

@@ -17,7 +17,7 @@ from engine.stores.connections import Stores
 from engine.stripe_gateway import StripeGateway, open_gateway
 from tests.engine.test_cards import counter, split
 from tests.engine.test_discounts import coupon
-from tests.engine.test_late_payments import LATE, end_payment_of
+from tests.engine.test_late_payments import LATE, end_payment_of, prove
 from tests.gateways import Operator, operating, running_gateway
 from tests.goods import EACH, PRICES, Goods, open_goods
 from tests.races.test_card_crashes import die, work
@@ -70,7 +70,7 @@ async def goods(stores: Stores) -> Goods:
 async def check(goods: Goods, gateway: Operator, payment_id: str, tender: Tender, *, off: int) -> str:
     """Assert that row, order, coupon, units, balance and gateway tell one story; returns how it ended."""
     await give_up(goods)
-    await goods.check()
+    await prove(goods)
     payment = (await payments.read(goods.stores.postgres, [payment_id])).get(payment_id)
     at_gateway = next(iter(await gateway.ledger(payment_id)), None)
     taken = at_gateway["captured"] - at_gateway["refunded"] if at_gateway else 0
@@ -199,7 +199,7 @@ async def check_late(goods: Goods, gateway: Operator, ended: Payment) -> str:
     [late] = (await late_payments.find_of(goods.stores.postgres, [ended.payment_id])).values()
     (standing,) = await gateway.ledger(ended.payment_id)
     assert standing["authorised"] == 0, "money is set aside for nothing"
-    await goods.check()
+    await prove(goods)
     taken = standing["captured"] - standing["refunded"]
     balance = await goods.rows("SELECT amount, set_aside FROM balances WHERE user_id = $1", goods.people["ann"])
     coupons = await goods.rows("SELECT status, payment_id FROM user_coupons")

@@ -53,8 +53,8 @@ async def test_two_orders_for_the_last_units_after_redis_forgot_the_first_stands
     await goods.check()
 
 
-async def test_two_orders_for_the_last_units_in_one_batch_leave_one(stores: Stores) -> None:
-    """Neither was read before Redis forgot the first, which told its fact all the same."""
+async def test_an_order_that_redis_forgot_before_it_was_sold_gives_way_to_the_one_that_was(stores: Stores) -> None:
+    """Its funds and its coupon had been set aside first, and the last unit was sold to somebody else since."""
     goods = await open_goods(stores)
     await goods.buy(by="early", mug=EACH - 1)
     await goods.drain()
