@@ -16,6 +16,8 @@ LINES_MAX: Final = 100
 QUANTITY_MAX: Final = 1000
 # What a cart may cost: exact wherever numbers are doubles.
 AMOUNT_MAX: Final = 2**53 - 1
+# So long what a checkout takes is out of reach of others: a request lives shorter, and one that died took nothing.
+CHECKOUT_S: Final = 30.0
 
 SQL = queries.load("carts")
 
@@ -120,7 +122,7 @@ async def check_out(
     """Take what one sale sells from a cart, to be ordered; None where the user was wiped.
 
     Nothing leaves the cart yet: that is `finish`, once units are held. A repeat takes what the first one took, also
-    when the cart has changed since.
+    when the cart has changed since; another request at the same moment finds only what no other takes.
     """
     fingerprint = ids.fingerprint("cart", sale_id or "")
     async with postgres.acquire() as connection, connection.transaction():
@@ -134,14 +136,20 @@ async def check_out(
             of_sale = await SQL.find_sale_of.fetchval(connection, lines[0][0])
             return Checkout(checkout_id=checkout_id, order_id=earlier["order_id"], sale_id=of_sale, lines=lines)
         cart = await find(connection, user_id)
-        chosen = [line for line in cart.lines if sale_id is None or line.sale_id == sale_id]
+        rows = await SQL.count_taken.fetch(connection, user_id, CHECKOUT_S)
+        taken: dict[str, int] = {row["variant_id"]: row["quantity"] for row in rows}
+        chosen = [
+            (line, line.quantity - taken.get(line.variant_id, 0))
+            for line in cart.lines
+            if (sale_id is None or line.sale_id == sale_id) and line.quantity > taken.get(line.variant_id, 0)
+        ]
         if not chosen:
             return CartEmpty()
-        groups = group((line.variant_id, line.sale_id) for line in chosen)
+        groups = group((line.variant_id, line.sale_id) for line, _ in chosen)
         if len(groups) > 1:
             return MixedSales(groups)
         order_id = ids.derive_in(groups[0].sale_id, "checkout", checkout_id)
-        lines = tuple([(line.variant_id, line.quantity) for line in chosen])
+        lines = tuple([(line.variant_id, quantity) for line, quantity in chosen])
         await SQL.add_checkout.execute(
             connection, checkout_id, user_id, order_id, fingerprint, *map(list, zip(*lines, strict=True))
         )

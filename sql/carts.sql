@@ -92,3 +92,13 @@ WHERE items.user_id = ordered.user_id
 SELECT sale_id
 FROM product_variants
 WHERE variant_id = $1;
+
+-- name: count_taken
+-- What other checkouts of a user are taking from the cart at this moment; one that is older took what it took.
+SELECT line.variant_id, sum(line.quantity)::bigint AS quantity
+FROM checkouts
+CROSS JOIN LATERAL unnest(variant_ids, quantities) AS line (variant_id, quantity)
+WHERE user_id = $1
+  AND done_at IS NULL
+  AND created_at > now() - make_interval(secs => $2)
+GROUP BY line.variant_id;

@@ -351,6 +351,7 @@ CREATE TABLE checkouts (
   done_at timestamptz,
   CONSTRAINT checkouts_lines CHECK (cardinality(variant_ids) = cardinality(quantities))
 );
+CREATE INDEX checkouts_open ON checkouts (user_id) WHERE done_at IS NULL;
 
 -- Coupons ------------------------------------------------------------------------------------------------------------
 

@@ -230,6 +230,15 @@ async def test_two_clicks_at_once_are_one_order(operator: Person, people: list[P
     assert len((await people[0].get("/v1/orders")).json()["items"]) <= 1
 
 
+async def test_two_clicks_under_two_keys_order_a_cart_once(operator: Person, people: list[Person]) -> None:
+    [tee] = await tees(operator, 50)
+    await people[0].put(f"/v1/cart/items/{tee}", {"quantity": 2})
+    clicks = await asyncio.gather(*[people[0].post("/v1/orders", {"from_cart": True}) for _ in range(8)])
+    assert sorted(click.status_code for click in clicks) == [201] + [409] * 7
+    assert {problem(click) for click in clicks if click.status_code == 409} == {(409, "cart_empty")}
+    assert (await people[0].get("/v1/cart")).json()["items"] == []
+
+
 async def test_a_cart_that_is_short_stays_as_it_is_and_its_key_tries_again(
     operator: Person, people: list[Person]
 ) -> None:
