@@ -142,7 +142,7 @@ async def _open(gate: Gate, *, node: int, nodes: int) -> str:
         sale = _sale(ids.random_id())
     more = ("version", 1, "repeat_window_ms", 3_600_000, "backlog_max", 0)
     await rebuild.CLEAR(gate, sale.keys, epoch=1, admitted=0, terms=(*stored_terms(sale), *more))
-    await stock_copies.LOAD_STOCK(gate, sale.keys, epoch=1, rows=(VARIANT, PRICE, ORDERS, 0))
+    await stock_copies.LOAD_STOCK(gate, sale.keys, epoch=1, rows=(VARIANT, PRICE, ORDERS, 0, ORDERS))
     await rebuild.OPEN(gate, sale.keys, epoch=1)
     return sale.sale_id
 
