@@ -6,23 +6,21 @@ not come to rest, or entries that nobody applies. The audit changes nothing.
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import asyncpg
 import msgspec
 
-from engine import coupon_audit, statistics
+from engine import coupon_audit, hearsay, sale_audit, statistics
 from engine.coupon_audit import Source
+from engine.findings import Case, Check, Questions, Verdict, in_chunks
+from engine.hearsay import Heard
+from engine.sale_audit import Hall, shelved
 from engine.stores import queries
 from engine.stores.connections import RedisClient
 from engine.stores.keys import SaleKeys
 
 SQL = queries.load("audit")
-
-FINDINGS_MAX = 20
-"""How many findings a check spells out; it counts all of them."""
 
 SETTLE_S = 10.0
 """How long a sale may take to come to rest."""
@@ -32,85 +30,6 @@ GRACE_S = 30
 
 GATHERED_MS = 10_000
 """How long a freed seat may wait for others that go with it."""
-
-TITLES: Mapping[str, str] = {
-    "I1": "Every seat and every unit is counted once, and a seat has at most one live claim",
-    "I2": "Everything that a client heard confirmed is in Postgres",
-    "I3": "What was confirmed was charged once, and nothing else was",
-    "I4": "One operation, one effect",
-    "I5": "The line is kept: places, rate and room",
-    "I6": "Every balance is the sum of its history",
-    "I7": "Nothing is left half-done",
-    "I9": "At rest, Redis says what Postgres says",
-    "I13": "Every entry was applied once, in order",
-}
-
-Verdict = Literal["true", "false", "unknown"]
-Rows = Sequence[asyncpg.Record]
-
-
-class Heard(Protocol):
-    """One answer that a client took for true: its seats are held, or bought, a ticket was let in, a coupon issued."""
-
-    @property
-    def event(self) -> str:
-        """`held`, `confirmed`, `redeemed` or `issued`."""
-
-    @property
-    def sale_id(self) -> str:
-        """Where."""
-
-    @property
-    def user_id(self) -> str:
-        """Who heard it."""
-
-    @property
-    def key(self) -> str:
-        """The `Idempotency-Key` of the request that was answered: one key, one effect."""
-
-    @property
-    def reservation_id(self) -> str:
-        """What was answered."""
-
-    @property
-    def seats(self) -> tuple[str, ...]:
-        """Its seats."""
-
-    @property
-    def amount(self) -> int:
-        """What was paid, or is to be."""
-
-    @property
-    def payment_id(self) -> str | None:
-        """What paid for it."""
-
-    @property
-    def ticket_no(self) -> int | None:
-        """The ticket that was let in."""
-
-    @property
-    def user_coupon_id(self) -> str | None:
-        """The coupon that was issued; `sale_id` says of which source."""
-
-    @property
-    def order_id(self) -> str | None:
-        """The order of goods that was bought."""
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """What was bought: of each variant `variant_id:quantity`."""
-
-
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One invariant: whether it holds, what was looked at, what breaks it, what kept it from being proved."""
-
-    invariant: str
-    title: str
-    verdict: Verdict
-    looked_at: dict[str, int]
-    found: int
-    findings: list[str]
-    unknown: list[str]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,12 +53,12 @@ async def audit(
     """Check every invariant; I2 only where clients kept what they heard."""
     sales = await SQL.list_sales.fetch(postgres)
     until = asyncio.get_running_loop().time() + settle_s
-    halls = [await _come_to_rest(redis, postgres, sale, until) for sale in sales]
+    halls = [await sale_audit.come_to_rest(redis, postgres, sale, until) for sale in sales]
     sources = [
         await coupon_audit.come_to_rest(redis, postgres, row["coupon_id"], until)
         for row in await SQL.list_sources.fetch(postgres)
     ]
-    found = _Questions(postgres)
+    found = Questions(postgres)
     cases = [
         await _count_seats(found, halls),
         await _compare_charges(found),
@@ -151,7 +70,7 @@ async def audit(
         await _follow_streams(found, halls),
     ]
     if heard is not None:
-        cases.append(await _believe(postgres, heard))
+        cases.append(await hearsay.believe(postgres, heard))
     checks = sorted((case.judge() for case in cases), key=lambda check: int(check.invariant[1:]))
     closed = {hall.sale_id for hall in halls if hall.closed} | {each.sale_id for each in sources if each.closed}
     to_rebuild = closed.union(*(case.lying for case in cases))
@@ -182,260 +101,11 @@ def _worst(verdicts: Iterable[Verdict]) -> Verdict:
     return "false" if "false" in seen else "unknown" if "unknown" in seen else "true"
 
 
-@dataclass
-class _Case:
-    """An invariant while it is being judged."""
-
-    invariant: str
-    looked_at: dict[str, int]
-    found: int = 0
-    findings: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    lying: set[str] = field(default_factory=set)
-
-    def accuse(self, finding: str) -> None:
-        self.found += 1
-        if len(self.findings) < FINDINGS_MAX:
-            self.findings.append(finding)
-
-    def accuse_copy(self, hall: "Hall | Source", finding: str) -> None:
-        """Accuse the copy of a sale in Redis."""
-        self.lying.add(hall.sale_id)
-        self.accuse(f"sale {hall.sale_id}: {finding}")
-
-    def accuse_all(self, rows: Rows, say: Callable[[asyncpg.Record], str], *, lying: bool = False) -> None:
-        """Accuse each row, and with `lying` its sale's copy; a query answers with some, and in each with the total."""
-        self.lying.update(row["sale_id"] for row in rows if lying)
-        self.findings += [say(row) for row in rows[: FINDINGS_MAX - len(self.findings)]]
-        self.found += rows[0]["total"] if rows else 0
-
-    def doubt(self, halls: Iterable["Hall | Source"]) -> None:
-        """Leave the case open for each sale that did not come to rest."""
-        self.unknown += [f"sale {hall.sale_id}: {hall.moving}" for hall in halls if hall.moving]
-
-    def judge(self) -> Check:
-        return Check(
-            invariant=self.invariant,
-            title=TITLES[self.invariant],
-            verdict="false" if self.found else "unknown" if self.unknown else "true",
-            looked_at=self.looked_at,
-            found=self.found,
-            findings=self.findings,
-            unknown=self.unknown,
-        )
-
-
-class _Questions:
-    """The questions of `sql/audit.sql`, each asked for as many rows as a check spells out."""
-
-    def __init__(self, postgres: asyncpg.Pool) -> None:
-        self._postgres = postgres
-        self._counts: asyncpg.Record | None = None
-
-    async def count(self, *names: str) -> dict[str, int]:
-        """How many records of these kinds there are."""
-        if self._counts is None:
-            self._counts = await SQL.count_records.fetchrow(self._postgres)
-        assert self._counts is not None  # noqa: S101 - a SELECT without FROM has one row
-        return {name.replace("_", " "): self._counts[name] for name in names}
-
-    async def ask(self, name: str, *arguments: object) -> Rows:
-        return await getattr(SQL, name).fetch(self._postgres, FINDINGS_MAX, *arguments)  # type: ignore[no-any-return]
-
-    async def read(self, name: str) -> Rows:
-        return await getattr(SQL, name).fetch(self._postgres)  # type: ignore[no-any-return]
-
-    async def read_clock(self) -> int:
-        now_ms: int = await SQL.read_clock.fetchval(self._postgres)
-        return now_ms
-
-
-# A sale at rest -------------------------------------------------------------------------------------------------------
-
-
-class Hold(msgspec.Struct, frozen=True):
-    """A hold's record in Redis, as far as it is compared."""
-
-    state: str
-    buyer_id: str
-    fence: int
-    expires_at_ms: int
-    seats: frozenset[str]
-
-    @classmethod
-    def parse(cls, record: str) -> "Hold":
-        """Read a record; its fields are those of `lua/shared/holds.lua`."""
-        parts = record.split("|")
-        return cls(parts[0], parts[1], int(parts[2]), int(parts[6]), _set_of(parts[12]))
-
-
-class Called(msgspec.Struct, frozen=True):
-    """A token that was called, as in `lua/shared/room.lua`."""
-
-    status: str
-    queue_no: int
-    admitted_at_ms: int
-
-    @classmethod
-    def parse(cls, record: str) -> "Called":
-        """Read a record."""
-        status, queue_no, _entered, admitted_at_ms = record.split("|")
-        return cls(status, int(queue_no), int(admitted_at_ms))
-
-
-@dataclass(frozen=True)
-class Copy:
-    """What Redis has of a sale."""
-
-    terms: dict[str, str]
-    prices: dict[str, str]
-    seats: dict[str, str]
-    holds: dict[str, Hold]
-    deadlines: dict[str, int]
-    paying: dict[str, int]
-    freed: dict[str, int]
-    buyers: dict[str, str]
-    tokens: dict[str, Called]
-    stock: dict[str, int]
-    stock_freed: dict[str, int]
-
-    def seats_in(self, *states: str) -> dict[str, tuple[str, str, int]]:
-        """Each seat in one of these states, with its state, hold and fence."""
-        parted = ((seat_no, value.split(" ")) for seat_no, value in self.seats.items())
-        return {seat_no: (state, hold_id, int(fence)) for seat_no, (state, hold_id, fence) in parted if state in states}
-
-    def holds_in(self, *states: str) -> dict[str, Hold]:
-        """Each hold in one of these states."""
-        return {hold_id: hold for hold_id, hold in self.holds.items() if hold.state in states}
-
-
-@dataclass(frozen=True)
-class Books:
-    """What Postgres has of a sale, read in one transaction."""
-
-    epoch: int
-    store_state: str
-    serving: int
-    product_changes: int
-    applied: dict[str, int]
-    seats: Rows
-    variants: Rows
-    holds: Rows
-    buyers: Rows
-
-
-@dataclass(frozen=True)
-class Hall:
-    """One sale as both stores tell it; `moving` says why the two cannot be compared, `closed` why nothing is sold."""
-
-    sale: asyncpg.Record
-    copy: Copy
-    books: Books
-    closed: str | None
-    moving: str | None
-
-    @property
-    def sale_id(self) -> str:
-        """Whose hall it is."""
-        return str(self.sale["sale_id"])
-
-
-async def _come_to_rest(redis: RedisClient, postgres: asyncpg.Pool, sale: asyncpg.Record, until: float) -> Hall:
-    """Read a sale until both stores stand still and agree, or the time is up.
-
-    Redis is read before and after Postgres. Where the two readings are equal and every entry was applied, the stores
-    were compared at one moment; what they still differ in may be on its way, and is looked at again.
-    """
-    keys = SaleKeys(sale["sale_id"])
-    while True:
-        before = await _read_copy(redis, keys)
-        books = await _read_books(postgres, sale["sale_id"])
-        after = await _read_copy(redis, keys)
-        closed = _why_closed(after, books)
-        hall = Hall(sale, after, books, closed, closed or _why_moving(before, after, books))
-        if hall.moving is None and not any(_differences(hall)):
-            return hall
-        if asyncio.get_running_loop().time() >= until:
-            return hall
-        await asyncio.sleep(0.1)
-
-
-def _why_closed(copy: Copy, books: Books) -> str | None:
-    if books.store_state != "open":
-        return f"it is {books.store_state} in Postgres"
-    if not copy.terms:
-        return "it is not in Redis"
-    if copy.terms["epoch"] != str(books.epoch) or copy.terms["state"] != "open":
-        return f"it is {copy.terms['state']} in Redis, in epoch {copy.terms['epoch']} of {books.epoch}"
-    return None
-
-
-def _why_moving(before: Copy, after: Copy, books: Books) -> str | None:
-    for stream in ("outbox", "journal"):
-        behind = int(after.terms.get(f"{stream}_n", "0")) - books.applied.get(stream, 0)
-        if behind > 0:
-            return f"{behind:,} entries of its {stream} are not applied: is a worker running?"
-    untold = books.product_changes - int(after.terms.get("product_changes", "0"))
-    if untold > 0:
-        return f"{untold:,} changes of its products were not told: is a worker running?"
-    return "it keeps changing" if before != after else None
-
-
-async def _read_copy(redis: RedisClient, keys: SaleKeys) -> Copy:
-    read_hash: Callable[[str], Any] = redis.hgetall
-    terms, prices, seats, holds, buyers, tokens, stock, stock_freed = [
-        {name.decode(): value.decode() for name, value in pairs.items()}
-        for pairs in await asyncio.gather(
-            *map(read_hash, (keys.sale, keys.prices, keys.seats, keys.holds, keys.buyers, keys.tokens)),
-            *map(read_hash, (keys.stock, keys.stock_freed)),
-        )
-    ]
-    deadlines, paying, freed = [
-        {member.decode(): int(score) for member, score in pairs}
-        for pairs in await asyncio.gather(
-            *(redis.zrange(key, 0, -1, withscores=True) for key in (keys.deadlines, keys.paying, keys.freed))
-        )
-    ]
-    return Copy(
-        terms=terms,
-        prices=prices,
-        seats=seats,
-        holds={hold_id: Hold.parse(record) for hold_id, record in holds.items()},
-        deadlines=deadlines,
-        paying=paying,
-        freed=freed,
-        buyers=buyers,
-        tokens={owner: Called.parse(record) for owner, record in tokens.items()},
-        stock={variant_id: int(units) for variant_id, units in stock.items()},
-        stock_freed={variant_id: int(units) for variant_id, units in stock_freed.items()},
-    )
-
-
-async def _read_books(postgres: asyncpg.Pool, sale_id: str) -> Books:
-    async with postgres.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
-        progress = await SQL.find_progress.fetch(connection, sale_id)
-        return Books(
-            epoch=progress[0]["epoch"],
-            store_state=progress[0]["store_state"],
-            serving=progress[0]["serving"],
-            product_changes=progress[0]["product_changes"],
-            applied={row["stream"]: row["n"] for row in progress if row["watermark_epoch"] == row["epoch"]},
-            seats=await SQL.list_sale_seats.fetch(connection, sale_id),
-            variants=await SQL.list_sale_variants.fetch(connection, sale_id),
-            holds=await SQL.list_sale_holds.fetch(connection, sale_id),
-            buyers=await SQL.count_sale_buyers.fetch(connection, sale_id),
-        )
-
-
-def _set_of(listed: str) -> frozenset[str]:
-    return frozenset(filter(None, listed.split(",")))
-
-
 # The checks -----------------------------------------------------------------------------------------------------------
 
 
-async def _count_seats(found: _Questions, halls: Sequence[Hall]) -> _Case:
-    case = _Case("I1", await found.count("seats", "variants"))
+async def _count_seats(found: Questions, halls: Sequence[Hall]) -> Case:
+    case = Case("I1", await found.count("seats", "variants"))
     case.accuse_all(
         await found.ask("find_miscounted_schedules"),
         lambda row: (
@@ -540,130 +210,12 @@ def _miscounted_seats(hall: Hall) -> Iterator[str]:
         # The record of what was sold is forgotten after the repeat window; the seat keeps its hold.
         if state in ("HELD", "PAYING") and hold_id not in holders[seat_no]:
             yield f"seat {seat_no} is {state} by hold {hold_id}, which does not have it"
-    for seat_no in sorted(_shelved(copy) - copy.freed.keys()):
+    for seat_no in sorted(shelved(copy) - copy.freed.keys()):
         yield f"seat {seat_no} is kept for the waiting list, which does not know of it"
 
 
-async def _believe(postgres: asyncpg.Pool, heard: Sequence[Heard]) -> _Case:
-    told = [line for line in heard if line.event == "confirmed"]
-    case = _Case("I2", {"confirmations heard": len(told)})
-    confirmed = [line for line in told if line.order_id is None]
-    owners: dict[tuple[str, str], str] = {}
-    for chunk in _in_chunks(confirmed, 1000):
-        rows = {
-            row["payment_id"]: row for row in await SQL.find_heard.fetch(postgres, [line.payment_id for line in chunk])
-        }
-        for line in chunk:
-            row = rows.get(line.payment_id or "")
-            # What was given back since may have been sold again.
-            for seat_no in set(line.seats).difference(row["given_back"] if row else ()):
-                owner = owners.setdefault((line.sale_id, seat_no), line.reservation_id)
-                if owner != line.reservation_id:
-                    case.accuse(f"seat {seat_no} was confirmed to both {owner} and {line.reservation_id}")
-            if complaint := _disproof(line, row):
-                case.accuse(f"payment {line.payment_id} was heard as confirmed: {complaint}")
-    await _believe_orders(postgres, case, [line for line in told if line.order_id is not None])
-    await _believe_doors(postgres, case, [line for line in heard if line.event == "redeemed"])
-    await _believe_issues(postgres, case, [line for line in heard if line.event == "issued"])
-    return case
-
-
-async def _believe_orders(postgres: asyncpg.Pool, case: _Case, bought: Sequence[Heard]) -> None:
-    """Hold the book to what buyers of goods were told: each order is theirs, and no unit was sold twice."""
-    units: Counter[str] = Counter()
-    for each in [each for line in bought for each in line.lines]:
-        variant_id, _, quantity = each.rpartition(":")
-        units[variant_id] += int(quantity)
-    for row in await SQL.find_heard_variants.fetch(postgres, list(units)):
-        if units[row["variant_id"]] > row["units"]:
-            case.accuse(
-                f"{units[row['variant_id']]} units of variant {row['variant_id']} were confirmed, and there were no "
-                f"more than {row['units']} to sell"
-            )
-    for chunk in _in_chunks(bought, 1000):
-        payment_ids = [line.payment_id for line in chunk]
-        rows = {row["payment_id"]: row for row in await SQL.find_heard_orders.fetch(postgres, payment_ids)}
-        for line in chunk:
-            if complaint := _disproof_of_order(line, rows.get(line.payment_id or "")):
-                case.accuse(f"payment {line.payment_id} was heard as confirmed: {complaint}")
-    if bought:
-        case.looked_at["of goods"] = len(bought)
-
-
-async def _believe_doors(postgres: asyncpg.Pool, case: _Case, redeemed: Sequence[Heard]) -> None:
-    """Hold the book to what doors were told: one that let somebody in did, though the ticket was given back since."""
-    for chunk in _in_chunks(redeemed, 1000):
-        ticket_nos = [line.ticket_no for line in chunk]
-        rows = {row["ticket_no"]: row for row in await SQL.find_redeemed.fetch(postgres, ticket_nos)}
-        for line in chunk:
-            row = rows.get(line.ticket_no)
-            if row is None:
-                case.accuse(f"ticket {line.ticket_no} was heard as redeemed: it is not in Postgres")
-            elif not row["was_redeemed"]:
-                case.accuse(f"ticket {line.ticket_no} was heard as redeemed: it is {row['status']}")
-            elif row["sale_id"] != line.sale_id or row["seat_no"] not in line.seats:
-                case.accuse(
-                    f"ticket {line.ticket_no} was heard as redeemed for {', '.join(line.seats)} of sale "
-                    f"{line.sale_id}: it is for {row['seat_no']} of sale {row['sale_id']}"
-                )
-    if redeemed:
-        case.looked_at["redemptions heard"] = len(redeemed)
-
-
-async def _believe_issues(postgres: asyncpg.Pool, case: _Case, issued: Sequence[Heard]) -> None:
-    """Hold the book to what users were told of coupons: each is a row of theirs."""
-    for chunk in _in_chunks(issued, 1000):
-        user_coupon_ids = [line.user_coupon_id for line in chunk]
-        rows = {row["user_coupon_id"]: row for row in await SQL.find_issued.fetch(postgres, user_coupon_ids)}
-        for line in chunk:
-            row = rows.get(line.user_coupon_id)
-            if row is None:
-                case.accuse(f"coupon {line.user_coupon_id} was heard as issued: it is not in Postgres")
-            elif (row["coupon_id"], row["user_id"]) != (line.sale_id, line.user_id):
-                case.accuse(
-                    f"coupon {line.user_coupon_id} was heard as issued to {line.user_id} from {line.sale_id}: it is "
-                    f"{row['user_id']}'s, from {row['coupon_id']}"
-                )
-    if issued:
-        case.looked_at["issues heard"] = len(issued)
-
-
-def _disproof(line: Heard, row: asyncpg.Record | None) -> str | None:
-    if row is None:
-        return "it is not in Postgres"
-    if row["status"] not in ("SUCCESS", "PARTIALLY_REFUNDED", "REFUNDED"):
-        return f"it is {row['status']}"
-    for name in ("user_id", "sale_id", "reservation_id"):
-        if row[name] != getattr(line, name):
-            return f"its {name} is {row[name]}, not {getattr(line, name)}"
-    if row["final_amount"] != line.amount:
-        return f"its amount is {row['final_amount']}, not {line.amount}"
-    if not row["was_confirmed"]:
-        return f"its reservation is {row['reservation_status']} and never was confirmed"
-    if row["reservation_status"] == "CONFIRMED" and row["status"] == "SUCCESS" and set(row["seats"]) != set(line.seats):
-        return f"its seats are {', '.join(sorted(row['seats']))}, not {', '.join(sorted(line.seats))}"
-    return None
-
-
-def _disproof_of_order(line: Heard, row: asyncpg.Record | None) -> str | None:
-    if row is None:
-        return "it is not in Postgres"
-    if row["status"] not in ("SUCCESS", "PARTIALLY_REFUNDED", "REFUNDED"):
-        return f"it is {row['status']}"
-    for name in ("user_id", "sale_id", "order_id"):
-        if row[name] != getattr(line, name):
-            return f"its {name} is {row[name]}, not {getattr(line, name)}"
-    if row["final_amount"] != line.amount:
-        return f"its amount is {row['final_amount']}, not {line.amount}"
-    if not row["was_paid"]:
-        return f"its order is {row['order_status']} and never was paid"
-    if set(row["lines"]) != set(line.lines):
-        return f"its lines are {', '.join(sorted(row['lines']))}, not {', '.join(sorted(line.lines))}"
-    return None
-
-
-async def _compare_charges(found: _Questions) -> _Case:
-    case = _Case(
+async def _compare_charges(found: Questions) -> Case:
+    case = Case(
         "I3", await found.count("payments", "late_payments", "refunds", "reservations", "orders", "user_coupons")
     )
     case.accuse_all(
@@ -745,8 +297,8 @@ async def _compare_charges(found: _Questions) -> _Case:
     return case
 
 
-async def _find_repeats(found: _Questions, miscounted: Sequence[str], heard: Sequence[Heard]) -> _Case:
-    case = _Case("I4", await found.count("balance_history", "tickets", "waiting_list_entries"))
+async def _find_repeats(found: Questions, miscounted: Sequence[str], heard: Sequence[Heard]) -> Case:
+    case = Case("I4", await found.count("balance_history", "tickets", "waiting_list_entries"))
     case.accuse_all(
         await found.ask("find_repeated_changes"),
         lambda row: f"{row['ref_type']} {row['ref_id']} changed a balance {row['times']} times by {row['type']}",
@@ -788,8 +340,8 @@ async def _find_repeats(found: _Questions, miscounted: Sequence[str], heard: Seq
     return case
 
 
-async def _judge_line(found: _Questions, redis: RedisClient, halls: Sequence[Hall]) -> _Case:
-    case = _Case("I5", await found.count("queue_tokens"))
+async def _judge_line(found: Questions, redis: RedisClient, halls: Sequence[Hall]) -> Case:
+    case = Case("I5", await found.count("queue_tokens"))
     case.accuse_all(
         await found.ask("find_owners_in_line_twice"),
         lambda row: f"sale {row['sale_id']}: {row['owner']} is in line with {', '.join(map(str, row['queue_nos']))}",
@@ -817,7 +369,7 @@ async def _judge_line(found: _Questions, redis: RedisClient, halls: Sequence[Hal
 async def _find_waiting(redis: RedisClient, keys: SaleKeys, owners: Sequence[str]) -> set[str]:
     """Which of these owners stand in the line."""
     waiting: set[str] = set()
-    for chunk in _in_chunks(owners, 1000):
+    for chunk in in_chunks(owners, 1000):
         scores = await redis.zmscore(keys.waiting, list(chunk))
         waiting.update(owner for owner, score in zip(chunk, scores, strict=True) if score is not None)
     return waiting
@@ -840,8 +392,8 @@ def _misplaced(hall: Hall, highest: int, waiting: set[str]) -> Iterator[str]:
         yield f"{len(admitted)} are active, {hall.sale['active_max']} may be"
 
 
-async def _sum_balances(found: _Questions) -> _Case:
-    case = _Case("I6", await found.count("balances", "balance_history"))
+async def _sum_balances(found: Questions) -> Case:
+    case = Case("I6", await found.count("balances", "balance_history"))
     case.accuse_all(
         await found.ask("find_uneven_balances"),
         lambda row: (
@@ -858,8 +410,8 @@ async def _sum_balances(found: _Questions) -> _Case:
     return case
 
 
-async def _find_unfinished(found: _Questions, halls: Sequence[Hall], grace_s: int) -> _Case:
-    case = _Case("I7", await found.count("reservations", "orders", "payments", "restores"))
+async def _find_unfinished(found: Questions, halls: Sequence[Hall], grace_s: int) -> Case:
+    case = Case("I7", await found.count("reservations", "orders", "payments", "restores"))
     case.accuse_all(
         await found.ask("find_unfinished", grace_s),
         lambda row: f"{row['what']} {row['id']} should have ended at {row['since']:%F %T}",
@@ -879,7 +431,7 @@ async def _find_unfinished(found: _Questions, halls: Sequence[Hall], grace_s: in
             for hold_id, deadline_ms in sorted(waiting.items()):
                 if deadline_ms < overdue_ms:
                     case.accuse_copy(hall, f"the {what} {hold_id} lapsed and was not ended")
-        for seat_no in sorted(_shelved(hall.copy)):
+        for seat_no in sorted(shelved(hall.copy)):
             if hall.copy.freed.get(seat_no, overdue_ms) < overdue_ms - GATHERED_MS:
                 case.accuse_copy(
                     hall, f"seat {seat_no} was freed for a waiting list, and neither offered nor published"
@@ -894,13 +446,8 @@ async def _find_unfinished(found: _Questions, halls: Sequence[Hall], grace_s: in
     return case
 
 
-def _shelved(copy: Copy) -> set[str]:
-    """Seats that were freed for a waiting list, and not given on yet: Postgres knows nothing of them."""
-    return {seat_no for seat_no, (_, holder, _) in copy.seats_in("BLOCKED").items() if holder == "list"}
-
-
-def _compare_stores(halls: Sequence[Hall], sources: Sequence[Source]) -> _Case:
-    case = _Case(
+def _compare_stores(halls: Sequence[Hall], sources: Sequence[Source]) -> Case:
+    case = Case(
         "I9",
         {
             "sales": len(halls),
@@ -910,7 +457,7 @@ def _compare_stores(halls: Sequence[Hall], sources: Sequence[Source]) -> _Case:
     )
     for hall in halls:
         if hall.moving is None:
-            for finding in _differences(hall):
+            for finding in sale_audit.differences(hall):
                 case.accuse_copy(hall, finding)
     for source in sources:
         if source.moving is None:
@@ -922,68 +469,8 @@ def _compare_stores(halls: Sequence[Hall], sources: Sequence[Source]) -> _Case:
     return case
 
 
-def _differences(hall: Hall) -> Iterator[str]:
-    """What the two stores tell differently of a sale at rest."""
-    copy, books = hall.copy, hall.books
-    yield from _compare(
-        "the price of seat" if hall.sale["kind"] == "seats" else "the price of variant",
-        {name: record.partition("|")[0] for name, record in copy.prices.items()},
-        {row["seat_no"]: str(row["price"]) for row in books.seats}
-        | {row["variant_id"]: f"{'' if row['on_sale'] else '-'}{row['price']}" for row in books.variants},
-    )
-    yield from _compare(
-        "the claim on seat",
-        {seat_no: (hold_id, fence) for seat_no, (_, hold_id, fence) in copy.seats_in("SOLD").items()},
-        {row["seat_no"]: (row["reservation_id"], row["fence"]) for row in books.seats if row["reservation_id"]},
-    )
-    yield from _compare(
-        "the block on seat",
-        dict.fromkeys(copy.seats_in("BLOCKED").keys() - _shelved(copy), True),
-        {row["seat_no"]: True for row in books.seats if row["blocked"]},
-    )
-    live = copy.holds_in("HELD", "PAYING")
-    yield from _compare(
-        "hold",
-        {hold_id: (hold.buyer_id, hold.fence, sorted(hold.seats)) for hold_id, hold in live.items()},
-        {row["hold_id"]: (row["user_id"], row["fence"], sorted(row["seats"])) for row in books.holds},
-    )
-    yield from _compare(
-        "the deadline of hold",
-        copy.deadlines,
-        {row["hold_id"]: row["expires_at_ms"] for row in books.holds if row["hold_id"] in copy.deadlines},
-    )
-    bought = {buyer_id: int(record.split(" ")[0]) for buyer_id, record in copy.buyers.items()}
-    yield from _compare(
-        "what was bought by",
-        {buyer_id: count for buyer_id, count in bought.items() if count},
-        {row["user_id"]: row["bought"] for row in books.buyers},
-    )
-    holding: defaultdict[str, set[str]] = defaultdict(set)
-    for hold_id, hold in live.items():
-        holding[hold.buyer_id].add(hold_id)
-    counted = {buyer_id: set(_set_of(record.split(" ")[2])) for buyer_id, record in copy.buyers.items()}
-    for buyer_id in sorted(holding.keys() | counted.keys()):
-        if holding.get(buyer_id, set()) != counted.get(buyer_id, set()):
-            yield f"the holds counted for {buyer_id} are not those that live"
-
-
-def _compare(what: str, in_redis: Mapping[str, object], in_postgres: Mapping[str, object]) -> Iterator[str]:
-    for name in sorted(in_redis.keys() | in_postgres.keys()):
-        here, there = in_redis.get(name), in_postgres.get(name)
-        if here != there:
-            yield f"{what} {name}: Redis says {_words(here)}, Postgres says {_words(there)}"
-
-
-def _words(value: object) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, list | tuple):
-        return " ".join(_words(each) for each in value)
-    return "yes" if value is True else str(value)
-
-
-async def _follow_streams(found: _Questions, halls: Sequence[Hall]) -> _Case:
-    case = _Case("I13", await found.count("applied_batches", "applied_entries"))
+async def _follow_streams(found: Questions, halls: Sequence[Hall]) -> Case:
+    case = Case("I13", await found.count("applied_batches", "applied_entries"))
     case.accuse_all(
         await found.ask("find_broken_ranges"),
         lambda row: f"{_stream(row)}: {row['first_n']} to {row['last_n']} was applied where {row['expected']} was next",
@@ -1008,8 +495,3 @@ def _seat(row: asyncpg.Record) -> str:
 
 def _stream(row: asyncpg.Record) -> str:
     return f"sale {row['sale_id']}, {row['stream']}, epoch {row['epoch']}"
-
-
-def _in_chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

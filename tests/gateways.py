@@ -68,7 +68,7 @@ def _wait_until_live(base: str, process: "subprocess.Popen[bytes]") -> None:
             with urllib.request.urlopen(f"{base}/health/live", timeout=2):
                 return
         except (urllib.error.URLError, OSError):
-            time.sleep(0.02)
+            time.sleep(0.02)  # it starts in a process of its own, and tells nobody when it listens
     raise AssertionError("the gateway did not start")
 
 

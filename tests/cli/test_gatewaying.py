@@ -33,7 +33,7 @@ def serving(settings: Mapping[str, str], *arguments: str) -> Iterator[str]:
         deadline = time.monotonic() + 20
         while processes.is_free("127.0.0.1", int(port)):
             assert time.monotonic() < deadline, "nobody listens"
-            time.sleep(0.02)
+            time.sleep(0.02)  # it listens in a process of its own, and tells nobody when
         yield said
     finally:
         process.send_signal(signal.SIGTERM)

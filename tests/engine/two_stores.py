@@ -1,6 +1,7 @@
 """One sale on Valkey and on fakeredis, driven by Hypothesis: what both do must be alike, step by step."""
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -25,13 +26,13 @@ class TwoStores(RuleBasedStateMachine, Generic[S]):
         self.runner = asyncio.Runner()
         self.valkey, self.fake = self.runner.run(self._open())
 
+    @abstractmethod
     async def open(self, redis: Any, *, shebang: bool) -> S:
         """Write the sale into one store."""
-        raise NotImplementedError
 
+    @abstractmethod
     def timeless(self, answer: Any) -> Any:
         """An answer without what tells a time: in that alone may the stores differ."""
-        raise NotImplementedError
 
     async def _open(self) -> tuple[S, S]:
         fake = fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(server_type="valkey"))

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from engine.settings import Settings
 from loadtests.audit import audit, describe
 from loadtests.client import Answer, Client, NoAnswer
 from loadtests.shop import Shop
+from tests.workers.working import until
 
 UNITS, ORDERS = 500, 5_000
 COUPONS, ISSUES = 1_000, 10_000
@@ -89,12 +91,25 @@ class Doors:
             try:
                 answer = await client.request(method, path, headers=headers, body=body)
             except NoAnswer:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # what was killed is being started again, and tells nobody when it listens
                 continue
             if answer.status not in (429, 503):
                 return answer
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # told to ask again: what it waits for is in other processes
         raise AssertionError(f"{method} {path} was never answered")
+
+    async def is_decided(self, payment_id: str) -> bool:
+        """Whether no payment of this id runs any more, or yet."""
+        running: int = await self.postgres.fetchval(
+            "SELECT count(*) FROM payments WHERE payment_id = $1 AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')",
+            payment_id,
+        )
+        return running == 0
+
+    async def is_issued(self, user_coupon_id: str) -> bool:
+        """Whether this coupon is durable."""
+        rows = await self.postgres.fetch("SELECT FROM user_coupons WHERE user_coupon_id = $1", user_coupon_id)
+        return len(rows) == 1
 
     async def check(self) -> None:
         """Assert every invariant."""
@@ -179,7 +194,8 @@ async def test_five_thousand_orders_sell_exactly_five_hundred_while_processes_ar
                 "POST", f"/v1/orders/{order_id}/payments", token, f"pay-{n}-{attempt}", {"method": "BALANCE"}
             )
             while answer.status == 202:
-                await asyncio.sleep(0.2)
+                # Whoever takes over from a process that was killed waits for its lease first.
+                await until(partial(doors.is_decided, answer.json()["payment_id"]), within_s=60)
                 answer = await doors.ask(
                     "POST", f"/v1/orders/{order_id}/payments", token, f"pay-{n}-{attempt}", {"method": "BALANCE"}
                 )
@@ -226,7 +242,7 @@ async def test_ten_thousand_requests_issue_exactly_a_thousand_coupons(doors: Doo
         token = tokens[n % len(tokens)]
         answer = await doors.ask("POST", f"/v1/coupons/{coupon_id}/issues", token, f"issue-{n}", {})
         while answer.status == 202:
-            await asyncio.sleep(0.2)
+            await until(partial(doors.is_issued, answer.json()["user_coupon_id"]))
             answer = await doors.ask("POST", f"/v1/coupons/{coupon_id}/issues", token, f"issue-{n}", {})
         told[answer.status] += 1
         if answer.status in (200, 201):
