@@ -142,6 +142,8 @@ async def add(connection: Connection, holdings: Sequence[Any]) -> None:
     ours = cast("Sequence[Holding]", holdings)
     rows = await SQL.add_orders.fetch(connection, *[[getattr(each, name) for each in ours] for name in _ROW])
     added = {row["order_id"] for row in rows}
+    if not added:
+        return
     # Whoever made an order of a cart may have died before it was emptied.
     await carts.finish(connection, list(added))
     lines = [
@@ -150,8 +152,7 @@ async def add(connection: Connection, holdings: Sequence[Any]) -> None:
         if holding.order_id in added
         for item in holding.items
     ]
-    if lines:
-        await SQL.add_items.execute(connection, *map(list, zip(*lines, strict=True)))
+    await SQL.add_items.execute(connection, *map(list, zip(*lines, strict=True)))
 
 
 async def keep(connection: Connection, kept: Mapping[str, Lines]) -> None:
