@@ -39,6 +39,8 @@ FAULTS = (
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,
     asyncpg.ReadOnlySQLTransactionError,
+    # Two transactions crossed, and this one gave way: nothing of it stands.
+    asyncpg.TransactionRollbackError,
     OSError,
     TimeoutError,
 )

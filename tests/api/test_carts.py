@@ -6,8 +6,11 @@ import pytest
 
 from api.house import House
 from engine.products import SHOP
+from engine.stores.queries import Connection
 from tests.api.calling import Person, problem, stock_up
 
+# How many wait for what this connection has locked.
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
 EMPTY = {"items": [], "amount": 0, "currency": "KRW"}
 
 
@@ -114,3 +117,33 @@ async def test_who_is_wiped_has_no_cart(operator: Person, people: list[Person], 
     assert problem(await people[0].put(f"/v1/cart/items/{second}", {"quantity": 1})) == (401, "not_signed_in")
     assert (await people[0].get("/v1/cart")).json() == EMPTY
     assert await house.postgres.fetchval("SELECT count(*) FROM cart_items") == 1
+
+
+async def test_whose_request_crosses_another_one_is_told_to_come_back(
+    operator: Person, people: list[Person], house: House
+) -> None:
+    me = people[0]
+    first, second = await variants(operator)
+    for variant_id in (first, second):
+        await me.put(f"/v1/cart/items/{variant_id}", {"quantity": 1})
+    async with house.postgres.acquire() as connection:
+        crossing = connection.transaction()
+        await crossing.start()
+        # Postgres ends whoever looks for the crossing first: that is the request.
+        await connection.execute("SET LOCAL deadlock_timeout = '1min'")
+        await _take(connection, me, second)
+        emptying = asyncio.create_task(me.delete("/v1/cart"))
+        async with asyncio.timeout(10):
+            while not await connection.fetchval(WAITING):  # noqa: ASYNC110 - it has to be asked
+                await asyncio.sleep(0.01)
+            await _take(connection, me, first)
+            assert problem(await emptying) == (503, "busy")
+        await crossing.rollback()
+    assert len((await me.get("/v1/cart")).json()["items"]) == 2
+    assert (await me.delete("/v1/cart")).json() == EMPTY
+
+
+async def _take(connection: Connection, person: Person, variant_id: str) -> None:
+    await connection.execute(
+        "UPDATE cart_items SET quantity = 2 WHERE user_id = $1 AND variant_id = $2", person.user_id, variant_id
+    )
