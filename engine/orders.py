@@ -273,9 +273,11 @@ class _Left:
 
 async def read_claims(connection: Connection, sale: Sale, rows: Mapping[str, Standing]) -> _Left:  # noqa: ARG001
     """Read the lines of locked rows, and lock what is left of their variants."""
+    variant_ids = set()
     for line in await SQL.find_items.fetch(connection, list(rows)):
         rows[line["order_id"]].lines[line["variant_id"]] = line["quantity"]
-    left = await SQL.lock_variants.fetch(connection, list(rows))
+        variant_ids.add(line["variant_id"])
+    left = await SQL.lock_variants.fetch(connection, list(variant_ids))
     return _Left({row["variant_id"]: row["quantity"] for row in left})
 
 

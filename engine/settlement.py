@@ -49,6 +49,14 @@ class _Payment(msgspec.Struct):
     user_coupon_id: str | None
 
 
+class _Fact(msgspec.Struct, frozen=True):
+    """What an entry says was sold or ended."""
+
+    entry: Entry
+    hold_id: str
+    payment_id: str
+
+
 class _Verdict(msgspec.Struct):
     """What a batch comes to: ids by what happens to them."""
 
@@ -108,18 +116,18 @@ async def settle(connection: Connection, sale: Sale, entries: Sequence[Entry]) -
     balances, payments, rows, claims = await _lock(connection, sale, facts)
 
     verdict = _Verdict()
-    for entry in facts:
-        payment, row = payments.get(entry.id("payment_id")), rows.get(entry.id("hold_id"))
-        if entry.kind == "abandoned":
-            _decide_abandoned(verdict, entry, payment, row, balances)
+    for fact in facts:
+        payment, row = payments.get(fact.payment_id), rows.get(fact.hold_id)
+        if fact.entry.kind == "abandoned":
+            _decide_abandoned(verdict, fact, payment, row, balances)
         elif payment is None or row is None:
             raise Divergence(
-                f"outbox n {entry.n}: hold {entry.id('hold_id')} was sold to payment {entry.id('payment_id')}, "
+                f"outbox n {fact.entry.n}: hold {fact.hold_id} was sold to payment {fact.payment_id}, "
                 f"and Postgres has no such {'payment' if payment is None else 'hold'}",
-                entry=entry,
+                entry=fact.entry,
             )
         else:
-            _decide_confirmed(verdict, entry, payment, row, balances, claims)
+            _decide_confirmed(verdict, fact, payment, row, balances, claims)
 
     await _write(connection, sale, verdict, balances)
 
@@ -127,32 +135,36 @@ async def settle(connection: Connection, sale: Sale, entries: Sequence[Entry]) -
 # Read -----------------------------------------------------------------------------------------------------------------
 
 
-def _facts_of(entries: Sequence[Entry]) -> list[Entry]:
-    return [entry for entry in entries if entry.kind in {"confirmed", "abandoned"}]
+def _facts_of(entries: Sequence[Entry]) -> list[_Fact]:
+    return [
+        _Fact(entry, entry.id("hold_id"), entry.id("payment_id"))
+        for entry in entries
+        if entry.kind in {"confirmed", "abandoned"}
+    ]
 
 
 async def _lock(
-    connection: Connection, sale: Sale, facts: Sequence[Entry]
+    connection: Connection, sale: Sale, facts: Sequence[_Fact]
 ) -> tuple[dict[str, _Balance], dict[str, _Payment], dict[str, Standing], Claims]:
     """Lock coupons, balances, payments, rows and what they ask for, in the one order; each is then read."""
     keeper = wares.of(sale).rows
-    await discounts.lock_of(connection, [fact.id("payment_id") for fact in facts])
-    balances = await _lock_balances(connection, facts)
-    payments = await _lock_payments(connection, facts)
-    rows = await keeper.lock(connection, [fact.id("hold_id") for fact in facts])
+    payment_ids = [fact.payment_id for fact in facts]
+    await discounts.lock_of(connection, payment_ids)
+    balances = await _lock_balances(connection, payment_ids)
+    payments = await _lock_payments(connection, payment_ids)
+    rows = await keeper.lock(connection, [fact.hold_id for fact in facts])
     return balances, payments, rows, await keeper.read_claims(connection, sale, rows)
 
 
-async def _lock_balances(connection: Connection, facts: Sequence[Entry]) -> dict[str, _Balance]:
-    payment_ids = [fact.id("payment_id") for fact in facts]
+async def _lock_balances(connection: Connection, payment_ids: Sequence[str]) -> dict[str, _Balance]:
     return {
         row["user_id"]: _Balance(row["amount"], row["set_aside"], row["version"])
         for row in await SQL.lock_balances_of_payments.fetch(connection, payment_ids)
     }
 
 
-async def _lock_payments(connection: Connection, facts: Sequence[Entry]) -> dict[str, _Payment]:
-    rows = await SQL.lock_payments.fetch(connection, [fact.id("payment_id") for fact in facts])
+async def _lock_payments(connection: Connection, payment_ids: Sequence[str]) -> dict[str, _Payment]:
+    rows = await SQL.lock_payments.fetch(connection, payment_ids)
     return {row["payment_id"]: _Payment(**{name: row[name] for name in _Payment.__struct_fields__}) for row in rows}
 
 
@@ -161,13 +173,14 @@ async def _lock_payments(connection: Connection, facts: Sequence[Entry]) -> dict
 
 def _decide_confirmed(
     verdict: _Verdict,
-    entry: Entry,
+    fact: _Fact,
     payment: _Payment,
     row: Standing,
     balances: Mapping[str, _Balance],
     claims: Claims,
 ) -> None:
-    hold_id, payment_id, fence = entry.id("hold_id"), entry.id("payment_id"), entry.number("fence")
+    entry, hold_id, payment_id = fact.entry, fact.hold_id, fact.payment_id
+    fence = entry.number("fence")
     is_of_this_hold = payment.hold_id == hold_id and payment.fence == fence and row.fence == fence
     if is_of_this_hold and payment.status in {"SUCCESS", "IN_DOUBT"}:
         return  # the very same sale told again, or one that an operator decides
@@ -203,7 +216,7 @@ def _decide_confirmed(
 
 
 def _decide_abandoned(
-    verdict: _Verdict, entry: Entry, payment: _Payment | None, row: Standing | None, balances: Mapping[str, _Balance]
+    verdict: _Verdict, fact: _Fact, payment: _Payment | None, row: Standing | None, balances: Mapping[str, _Balance]
 ) -> None:
     """Redis has shut the door: end what whoever shut it may not have lived to end.
 
@@ -211,9 +224,9 @@ def _decide_abandoned(
     the reconciler ends it when it comes.
     """
     if payment is not None and payment.status in {"PENDING", "AUTHORISED"}:
-        _end_payment(verdict, entry.id("payment_id"), payment, balances)
-    if row is not None and row.status == "PENDING" and entry.text("to") == "free":
-        verdict.endings[entry.id("hold_id")] = "EXPIRED"
+        _end_payment(verdict, fact.payment_id, payment, balances)
+    if row is not None and row.status == "PENDING" and fact.entry.text("to") == "free":
+        verdict.endings[fact.hold_id] = "EXPIRED"
         row.status = "CANCELLED"
 
 
@@ -301,12 +314,8 @@ async def resolve(postgres: asyncpg.Pool, sale: Sale, *, payment_id: str, resolu
 
 async def _undo(connection: Connection, sale: Sale, payment_id: str) -> None:
     await discounts.lock_of(connection, [payment_id])
-    balances = {
-        row["user_id"]: _Balance(row["amount"], row["set_aside"], row["version"])
-        for row in await SQL.lock_balances_of_payments.fetch(connection, [payment_id])
-    }
-    (row,) = await SQL.lock_payments.fetch(connection, [payment_id])
-    payment = _Payment(**{name: row[name] for name in _Payment.__struct_fields__})
+    balances = await _lock_balances(connection, [payment_id])
+    payment = (await _lock_payments(connection, [payment_id]))[payment_id]
     verdict = _Verdict(endings={payment.hold_id: "LATE_UNFULFILLABLE"})
     _end_payment(verdict, payment_id, payment, balances)
     verdict.restores[payment.hold_id] = payment.fence

@@ -65,10 +65,10 @@ WHERE order_id = ANY ($1::uuid[]) AND status <> 'ENDED'
 ORDER BY order_id, variant_id;
 
 -- name: lock_variants
--- What is left of the variants in these orders, locked in id order.
+-- What is left of these variants, locked in id order.
 SELECT variant_id, quantity
 FROM product_variants
-WHERE variant_id IN (SELECT variant_id FROM order_items WHERE order_id = ANY ($1::uuid[]) AND status = 'HELD')
+WHERE variant_id = ANY ($1::uuid[])
 ORDER BY variant_id
 FOR NO KEY UPDATE;
 
@@ -181,7 +181,8 @@ WITH paid AS (
 )
 UPDATE payments
 SET status = 'SUCCESS', paid_at = now(), version = version + 1, updated_at = now()
-WHERE payment_id = ANY ($2::uuid[]) AND status = 'AUTHORISED';
+FROM unnest($2::uuid[]) AS taken (payment_id)
+WHERE payments.payment_id = taken.payment_id AND payments.status = 'AUTHORISED';
 
 -- name: keep_counted
 -- What Redis counts for these lines since it gave some of them back.

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 WAITING_MAX = 512
 WAIT_MS = 4000
 LOOK_AGAIN_S = 0.05
-# A batch costs hardly more than an entry: what comes right behind one waits for company, and what follows a pause of the
-# journal's, too, as nobody waits for that. Measured at 6,000 orders a second: with the journal's pace the worker and
+# A batch costs hardly more than an entry: what comes right behind one waits for company, and what ends a pause of the
+# journal does, too, as nobody waits for that. Measured at 6,000 orders a second: with the journal's pace the worker and
 # Postgres take half of the CPU time that they take without.
 PACE_S: Mapping[Stream, float] = {"outbox": 0.015, "journal": 0.1}
 JOURNAL_LINGER_S = 0.05
