@@ -2,7 +2,6 @@
 
 import asyncio
 import statistics
-import tempfile
 import time
 
 import asyncpg
@@ -20,8 +19,10 @@ from engine.stores.connections import Stores, open_stores
 from engine.stores.outbox import Reader
 from loadtests.bench_engine import spread
 from loadtests.results import Row
+from loadtests.shop import DATA, scratch_folder
 
-ROUNDS = 3
+ROUNDS = 5
+ALONE_ROUNDS = 3
 ORDERS = 10_000
 # A writer brings all the sales that it owns to Postgres side by side: while one waits, another is written.
 DROPS = 4
@@ -30,13 +31,13 @@ PRICE = 5000
 
 async def drained_orders() -> tuple[list[Row], list[str]]:
     """Paid orders that one writer brings to Postgres in a second: both streams are full when it starts."""
-    with tempfile.TemporaryDirectory(prefix="lastseat-bench-") as folder:
-        async with open_stores(Settings(data_dir=folder)) as stores:
+    with scratch_folder() as folder:
+        async with open_stores(Settings(data_dir=str(folder / DATA))) as stores:
             connection = await asyncpg.connect(stores.settings.postgres_url)
             await migrations.migrate(connection)
             await connection.close()
             rates = [await _rate(stores, DROPS) for _ in range(ROUNDS)]
-            alone = [await _rate(stores, 1) for _ in range(ROUNDS)]
+            alone = [await _rate(stores, 1) for _ in range(ALONE_ROUNDS)]
     row = Row(
         "drain_orders_per_s",
         value=statistics.median(rates),

@@ -36,6 +36,7 @@ from engine.stores.connections import Stores, open_redis, open_stores
 from engine.stores.scripts import Gate
 from loadtests import ceiling
 from loadtests.results import Row, ratio_row
+from loadtests.shop import DATA, scratch_folder
 
 HOLDS = 30_000
 SEATS = 300_000
@@ -223,8 +224,8 @@ FACTS = 10_000
 async def persist() -> Row:
     """Confirmed reservations that one writer brings to Postgres in a second: the outbox is full when it starts."""
     rates = []
-    with tempfile.TemporaryDirectory(prefix="lastseat-bench-") as folder:
-        async with open_stores(Settings(data_dir=folder)) as stores:
+    with scratch_folder() as folder:
+        async with open_stores(Settings(data_dir=str(folder / DATA))) as stores:
             connection = await asyncpg.connect(stores.settings.postgres_url)
             await migrations.migrate(connection)
             await connection.close()

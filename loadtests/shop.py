@@ -29,6 +29,8 @@ from loadtests.client import Client, NoAnswer
 READY_WITHIN_S = 60.0
 STOPS_WITHIN_S = 30.0
 ACCOUNTS_AT_ONCE = 1000
+# Where the stores of a run live in its folder.
+DATA = "data"
 BALANCE = 10_000_000
 PRICE = 5000
 
@@ -126,12 +128,22 @@ def seat_no(n: int, *, per_row: int = 1000) -> str:
     return f"A-{n // per_row + 1}-{n % per_row + 1}"
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for stores of one run, which is erased with what root keeps for it elsewhere."""
+    with tempfile.TemporaryDirectory(prefix="lastseat-load-") as folder:
+        try:
+            yield Path(folder)
+        finally:
+            embedded.erase(Path(folder) / DATA)
+
+
 @asynccontextmanager
 async def shop(*, processes: int = 1, connections_max: int = 256, cards: bool = False) -> AsyncIterator[Shop]:
     """Start a shop in a scratch folder and stop it at the end; with `cards` a simulated gateway stands beside it."""
-    with tempfile.TemporaryDirectory(prefix="lastseat-load-") as folder:
+    with scratch_folder() as folder:
         settings = Settings(
-            data_dir=f"{folder}/data",
+            data_dir=str(folder / DATA),
             port=_free_port(),
             workers=processes,
             admin_key=f"lsk_{secrets.token_urlsafe(24)}",
@@ -147,13 +159,13 @@ async def shop(*, processes: int = 1, connections_max: int = 256, cards: bool = 
             with contextlib.ExitStack() as stack:
                 started = {
                     name: stack.enter_context(
-                        running([sys.executable, "-m", *command], environ, Path(folder) / f"{name}.log")
+                        running([sys.executable, "-m", *command], environ, folder / f"{name}.log")
                     ).pid
                     for name, command in commands.items()
                 }
                 async with Client("127.0.0.1", known.port, connections_max=connections_max) as client:
-                    await _wait_until_ready(client, Path(folder))
-                    yield Shop(client, Path(folder), known, started)
+                    await _wait_until_ready(client, folder)
+                    yield Shop(client, folder, known, started)
 
 
 async def _wait_until_ready(client: Client, folder: Path) -> None:
