@@ -1,7 +1,6 @@
 """What is sent back: a status, headers and ready bytes, encoded once."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import msgspec
 from litestar.types import Receive, Send
@@ -21,8 +20,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     """What an answer says; a field that is UNSET is left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What a handler answers."""
 
     content: bytes = b""
@@ -31,8 +29,7 @@ class Answer:
     media_type: bytes = JSON
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stream(Answer):
+class Stream(Answer, frozen=True, kw_only=True):
     """What a handler answers that goes on: `flow` sends all that follows the headers, until either side ends it.
 
     Only where the operation has no deadline.

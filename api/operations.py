@@ -73,7 +73,7 @@ class Raw(bytes):
 class Request:
     """One request as its handler sees it."""
 
-    __slots__ = ("caller_id", "caller_name", "headers", "house", "method", "path", "query_string")
+    __slots__ = ("_key", "caller_id", "caller_name", "headers", "house", "method", "path", "query_string")
 
     def __init__(self, house: "House", scope: HTTPScope) -> None:
         self.house = house
@@ -85,16 +85,19 @@ class Request:
         self.caller_id = ""
         # The name of an operator's key, for the log.
         self.caller_name = ""
+        self._key: str | None = None
 
     @property
     def key(self) -> str:
         """The `Idempotency-Key`; raises Refused where it is missing."""
-        key = self.headers.get(b"idempotency-key")
-        if key is None:
-            raise Refused(problems.KeyRequired())
-        if not _KEY.fullmatch(key):
-            raise problems.invalid("Idempotency-Key", "Expected 1 to 128 visible ASCII characters")
-        return key.decode()
+        if self._key is None:
+            key = self.headers.get(b"idempotency-key")
+            if key is None:
+                raise Refused(problems.KeyRequired())
+            if not _KEY.fullmatch(key):
+                raise problems.invalid("Idempotency-Key", "Expected 1 to 128 visible ASCII characters")
+            self._key = key.decode()
+        return self._key
 
     def new_id(self, caller_id: str | None = None) -> str:
         """The id that the caller, method, path and key make, so that a repeat makes the same one."""

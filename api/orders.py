@@ -187,10 +187,10 @@ async def _order_lines(request: Request, units: Sequence[Units]) -> Answer:
     labels = await request.house.labels.find([each.variant_id for each in units])
     if unknown := tuple([each.variant_id for each in units if each.variant_id not in labels]):
         raise Refused(UnitUnknown(unknown))
-    groups = carts.group((variant_id, label.sale_id) for variant_id, label in labels.items())
-    if len(groups) > 1:
-        raise Refused(MixedSales(groups))
-    sale_id = groups[0].sale_id
+    sale_ids = {label.sale_id for label in labels.values()}
+    if len(sale_ids) > 1:
+        raise Refused(MixedSales(carts.group((variant_id, label.sale_id) for variant_id, label in labels.items())))
+    (sale_id,) = sale_ids
     order_id = ids.derive_in(sale_id, request.caller_id, request.method, request.path, request.key)
     return await _hold(request, sale_id, order_id, units, labels)
 

@@ -14,7 +14,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import asyncpg
 import msgspec
@@ -318,11 +318,12 @@ class Labels:
 
     async def find(self, variant_ids: Sequence[str]) -> dict[str, VariantLabel]:
         """What these variants are called; those that do not exist are missing."""
+        asked = {variant_id: self._fresh(variant_id) for variant_id in variant_ids}
+        if None not in asked.values():
+            return cast("dict[str, VariantLabel]", asked)
         # All that are stale are asked for at once.
-        asked = {variant_id: self._fresh(variant_id) or self._read.submit(variant_id) for variant_id in variant_ids}
-        found = {
-            variant_id: label if isinstance(label, VariantLabel) else await label for variant_id, label in asked.items()
-        }
+        stale = {variant_id: self._read.submit(variant_id) for variant_id, label in asked.items() if label is None}
+        found = {variant_id: label or await stale[variant_id] for variant_id, label in asked.items()}
         return {variant_id: label for variant_id, label in found.items() if label is not None}
 
     def _fresh(self, variant_id: str) -> VariantLabel | None:
