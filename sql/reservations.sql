@@ -248,15 +248,18 @@ JOIN unnest($2::uuid[], $3::uuid[]) AS bought (reservation_id, user_id) USING (r
 ORDER BY claimed.reservation_id, claimed.seat_no;
 
 -- name: confirm_reservations
--- Reservations whose sale stands, and their payments, whose money is taken now.
+-- Reservations whose sale stands, and their payments, whose money is taken now. Each is looked up by its id: by what is
+-- PENDING or unsettled, all that was so since the last vacuum would be looked at for every batch.
 WITH confirmed AS (
   UPDATE reservations
   SET status = 'CONFIRMED', confirmed_at = now(), version = version + 1, updated_at = now()
-  WHERE reservation_id = ANY ($1::uuid[]) AND status = 'PENDING'
+  FROM unnest($1::uuid[]) AS sold (reservation_id)
+  WHERE reservations.reservation_id = sold.reservation_id AND reservations.status = 'PENDING'
 )
 UPDATE payments
 SET status = 'SUCCESS', paid_at = now(), version = version + 1, updated_at = now()
-WHERE payment_id = ANY ($2::uuid[]) AND status = 'AUTHORISED';
+FROM unnest($2::uuid[]) AS taken (payment_id)
+WHERE payments.payment_id = taken.payment_id AND payments.status = 'AUTHORISED';
 
 -- name: lock_restores
 -- Seats of a sale that are still to be given back, oldest first, and that nobody else is giving back this moment.
