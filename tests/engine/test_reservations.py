@@ -297,10 +297,17 @@ async def test_my_reservations_come_newest_first_in_pages(shop: Shop) -> None:
     await shop.hold("A-1-6", by="bob")
     await shop.drain()
     postgres, user_id = shop.stores.postgres, await shop.person("ann")
-    # Three of one moment: then the id decides.
-    await postgres.execute(
-        "UPDATE reservations SET created_at = '2031-01-01' WHERE reservation_id = ANY ($1)", hold_ids[:3]
-    )
+    # Three of one moment: then the id decides. A millisecond may have room for the other two as well.
+    for day, of_one_moment in (
+        ("2031-01-03", hold_ids[:3]),
+        ("2031-01-01", hold_ids[3:4]),
+        ("2031-01-02", hold_ids[4:]),
+    ):
+        await postgres.execute(
+            "UPDATE reservations SET created_at = $1::text::timestamptz WHERE reservation_id = ANY ($2)",
+            day,
+            of_one_moment,
+        )
     found: list[Reservation] = []
     while page := await reservations.list_mine(
         postgres, user_id, limit=2, **({"before": (found[-1].created_at, found[-1].reservation_id)} if found else {})
