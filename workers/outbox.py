@@ -17,7 +17,7 @@ WAITING_MAX = 512
 WAIT_MS = 4000
 LOOK_AGAIN_S = 0.05
 # A batch costs hardly more than an entry: what comes right behind one waits for company, and what ends a pause of the
-# journal does, too, as nobody waits for that. Measured at 8,000 orders a second, counted until Postgres has all: with the
+# journal does, too, as nobody waits for that. Measured at 8,000 orders a second, until Postgres has all: with the
 # journal's pace the worker and Postgres take 48 and not 57 µs of CPU for an order, and a tenth more are answered.
 PACE_S: Mapping[Stream, float] = {"outbox": 0.015, "journal": 0.1}
 JOURNAL_LINGER_S = 0.05
