@@ -145,7 +145,7 @@ async def _write(connection: Connection, sale_id: str, given_back: Sequence[Give
     left: Counter[str] = Counter()
     for _, variant_id, quantity, _ in lines:
         left[variant_id] += quantity
-    await SQL.lock_variants.execute(connection, list(left))
+    await ORDERS.lock_variants.fetch(connection, list(left))
     await SQL.add_left.execute(connection, list(left), list(left.values()))
     await ORDERS.lock_sold_items.fetch(connection, order_ids)
     await SQL.lower_items.execute(connection, order_ids, variant_ids, quantities)

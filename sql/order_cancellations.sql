@@ -21,14 +21,6 @@ SELECT order_id, variant_id, quantity, total_price, refunded_quantity
 FROM order_items
 WHERE order_id = ANY ($1::uuid[]) AND status = 'SOLD';
 
--- name: lock_variants
--- These variants, locked in id order.
-SELECT variant_id
-FROM product_variants
-WHERE variant_id = ANY ($1::uuid[])
-ORDER BY variant_id
-FOR NO KEY UPDATE;
-
 -- name: add_left
 -- So many units of these variants are left again, by variant.
 UPDATE product_variants AS variants
