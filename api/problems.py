@@ -18,7 +18,7 @@ from engine import accounts, cancellations, carts, coupons, payments, resolution
 from engine.refusals import Busy, IdempotencyKeyReused, LimitReached, NotFound, SaleClosed, SlowDown
 from engine.sales import StaleVersion
 from engine.stores.coalesce import Overdue
-from engine.stores.connections import StoreUnavailable
+from engine.stores.connections import POSTGRES_AWAY, POSTGRES_CROSSED, StoreUnavailable
 from engine.stores.replies import (
     Refusal,
     Reply,
@@ -34,15 +34,9 @@ FAULTS = (
     StoreUnavailable,
     Overdue,
     RedisError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.OperatorInterventionError,
+    *POSTGRES_AWAY,
+    *POSTGRES_CROSSED,
     asyncpg.ReadOnlySQLTransactionError,
-    # Two transactions crossed, and this one gave way: nothing of it stands.
-    asyncpg.TransactionRollbackError,
-    OSError,
-    TimeoutError,
 )
 
 

@@ -20,7 +20,7 @@ from engine.payments import BALANCE, Payment, Tender
 from engine.sales import Sale
 from engine.seats import PaymentRunning
 from engine.stores import queries
-from engine.stores.connections import POSTGRES_AWAY, StoreUnavailable
+from engine.stores.connections import POSTGRES_AWAY, POSTGRES_CROSSED, StoreUnavailable
 from engine.stores.queries import Connection
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ BATCH_MAX: Final = 128
 PACE_S: Final = 0.025
 ATTEMPTS_MAX: Final = 10
 
-_CROSSED = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 _DATA = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 
 
@@ -78,7 +77,7 @@ async def authorise(
     for attempt in range(1, ATTEMPTS_MAX + 1):
         try:
             return await _authorise_once(postgres, requests)
-        except _CROSSED as fault:
+        except POSTGRES_CROSSED as fault:
             # Postgres ended one of two that crossed; the same ids again are safe.
             if attempt == ATTEMPTS_MAX:
                 raise StoreUnavailable(f"authorisations were crossed {attempt} times: {fault}") from fault

@@ -27,7 +27,7 @@ from engine.sales import SaleBook
 from engine.seats import PaymentRunning, SeatUnknown
 from engine.stock import UnitUnknown
 from engine.stores import queries
-from engine.stores.connections import POSTGRES_AWAY, StoreUnavailable
+from engine.stores.connections import POSTGRES_AWAY, POSTGRES_CROSSED, StoreUnavailable
 from engine.stores.queries import Connection
 from engine.stores.replies import Refusal, SaleRebuilding
 from engine.stores.scripts import Gate, ScriptFault
@@ -43,7 +43,6 @@ ATTEMPTS_MAX: Final = 10
 # Holds that Redis gives back before a buyer is answered: others' may be due too.
 TOLD_AT_ONCE: Final = 20
 
-_CROSSED = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 # Payments that did buy what they paid for.
 _PAID: Final = frozenset({"SUCCESS", "PARTIALLY_REFUNDED", "REFUNDED"})
 
@@ -399,7 +398,7 @@ async def transact(postgres: asyncpg.Pool, work: Callable[[Connection], Awaitabl
         try:
             async with postgres.acquire() as connection, connection.transaction():
                 return await work(connection)
-        except _CROSSED as fault:
+        except POSTGRES_CROSSED as fault:
             if attempt == ATTEMPTS_MAX:
                 raise StoreUnavailable(f"a cancellation was crossed {attempt} times: {fault}") from fault
             await asyncio.sleep(0.005 * attempt)

@@ -26,7 +26,7 @@ from engine.payments import Payment, Tender
 from engine.refusals import Busy, NotFound
 from engine.sales import Sale
 from engine.stores import queries
-from engine.stores.connections import POSTGRES_AWAY, StoreUnavailable
+from engine.stores.connections import POSTGRES_AWAY, POSTGRES_CROSSED, StoreUnavailable
 from engine.stores.queries import Connection
 from engine.stores.replies import SaleRebuilding, SaleUnknown, StaleEpoch, word_of
 from engine.stores.scripts import Gate, ScriptFault
@@ -39,7 +39,7 @@ CARDS = queries.load("cards")
 # Repeats of one request to the store: each has ended some lapsed holds.
 REPEATS_MAX: Final = 100
 # Of two transactions that crossed, Postgres ended this one.
-_AWAY: Final = (*POSTGRES_AWAY, asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+_AWAY: Final = (*POSTGRES_AWAY, *POSTGRES_CROSSED)
 
 
 class LatePayment(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,6 +50,8 @@ POSTGRES_AWAY = (
     asyncpg.PostgresConnectionError,
     TimeoutError,
 )
+# Two transactions crossed, and this one gave way: nothing of it stands, and it may be tried again.
+POSTGRES_CROSSED = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 
 
 class StoreUnavailable(Exception):

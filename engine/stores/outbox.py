@@ -22,7 +22,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from engine.stores import queries
-from engine.stores.connections import StoreUnavailable
+from engine.stores.connections import POSTGRES_CROSSED, StoreUnavailable
 from engine.stores.keys import SaleKeys
 from engine.stores.queries import Connection
 from engine.stores.replies import Reply, SaleUnknown, StaleEpoch
@@ -253,8 +253,7 @@ def is_about_the_room(stream: Stream, watermark: Watermark, entry: Entry) -> boo
 
 # A transaction that another one crossed, or whose connection went: the same batch again, with the same ids.
 _AGAIN = (
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
+    *POSTGRES_CROSSED,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     ConnectionError,
