@@ -286,6 +286,7 @@ class Reader:
         self.generation = generation
         self._handler = handler
         self.watermark: Watermark | None = None
+        self._is_announced = False
         self.applied = 0
         self.dead_lettered = 0
 
@@ -306,14 +307,19 @@ class Reader:
             return await self.drain()
         if entries:
             await self.apply(entries)
+        elif not self._is_announced:
+            await self._announce(watermark)
         return len(entries)
 
     async def apply(self, entries: Sequence[Entry]) -> None:
         """Apply entries that continue the watermark, then say so to whoever waits."""
         await self._apply_or_bury(entries)
-        last = entries[-1]
         self.applied += len(entries)
-        await announce(self._gate, self._keys, self.stream, last)
+        await self._announce(self.watermark or await self._find_watermark())
+
+    async def _announce(self, watermark: Watermark) -> None:
+        """Say how far Postgres is; where it is not heard, the next look at a stream with nothing new says it again."""
+        self._is_announced = await announce(self._gate, self._keys, self.stream, watermark)
 
     async def _find_watermark(self) -> Watermark:
         found = await find_watermark(self._postgres, self._keys.sale_id, self.stream)
@@ -393,6 +399,7 @@ class Reader:
     async def _move(self, watermark: Watermark, after: Watermark, write: Write) -> None:
         """Write, and move the watermark from where it must stand, in one transaction."""
         self.watermark = None  # until the commit is known, only Postgres knows
+        self._is_announced = False
         sale_id = self._keys.sale_id
         async with self._postgres.acquire() as connection, connection.transaction():
             own = await SQL.lock_watermark.fetchval(
@@ -434,17 +441,22 @@ PERSIST = Script("streams/persist", SaleKeys, Persisted | SaleUnknown | StaleEpo
 HEAD = Script("streams/head", SaleKeys, Head | SaleUnknown)
 
 
-async def announce(gate: Gate, keys: SaleKeys, stream: Stream, last: Entry) -> None:
+async def announce(gate: Gate, keys: SaleKeys, stream: Stream, watermark: Watermark) -> bool:
     """Tell whoever waits how far Postgres is, write it into the sale, and forget the entries before it.
 
-    It only wakes and trims: losing it costs a quarter of a second, so a store that is away is no fault here.
+    Returns whether the sale heard it. A store that is away is no fault here, as the commit stands: who waits looks for
+    himself after a quarter of a second, and the reader says it again.
     """
     try:
         if stream == "outbox":
-            await gate.redis.execute_command("PUBLISH", CHANNEL, f"{keys.sale_id} {last.epoch} {last.n}")
-        await PERSIST(gate, keys, epoch=last.epoch, name=stream, n=last.n, entry_id=last.entry_id)
+            await gate.redis.execute_command("PUBLISH", CHANNEL, f"{keys.sale_id} {watermark.epoch} {watermark.n}")
+        reply = await PERSIST(
+            gate, keys, epoch=watermark.epoch, name=stream, n=watermark.n, entry_id=watermark.entry_id
+        )
     except (StoreUnavailable, ScriptFault, RedisError, OSError) as fault:
-        logger.warning("sale %s: %s n %d was not announced: %s", keys.sale_id, stream, last.n, fault)
+        logger.warning("sale %s: %s n %d was not announced: %s", keys.sale_id, stream, watermark.n, fault)
+        return False
+    return isinstance(reply, Persisted)
 
 
 async def inspect(gate: Gate, postgres: asyncpg.Pool, keys: SaleKeys, epoch: int) -> str | None:

@@ -576,10 +576,60 @@ async def test_an_older_persisted_number_never_replaces_a_newer_one(gate: Gate, 
 async def test_a_store_that_dies_after_the_commit_is_no_fault_of_the_batch(gate: Gate, postgres: asyncpg.Pool) -> None:
     writer = Writer(gate.redis)
     reader = await open_reader(gate, postgres)
-    last = Entry(await writer.append(), 1, 1, "0-0", "noted", {})
+    last = Watermark(1, reader.generation, 1, await writer.append(), "0-0")
     elsewhere = Gate(Redis(host="127.0.0.1", port=1, socket_connect_timeout=0.2), deadline_s=0.3)
-    await outbox.announce(elsewhere, KEYS, "outbox", last)
+    assert await outbox.announce(elsewhere, KEYS, "outbox", last) is False
     assert await reader.drain() == 1
+
+
+@pytest.mark.parametrize("stream", ["outbox", "journal"])
+async def test_what_its_reader_could_not_announce_any_more_the_next_one_does(
+    gate_any: Gate, postgres: asyncpg.Pool, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis = gate_any.redis
+    writer = Writer(redis, stream)
+    ids = [await writer.append() for _ in range(3)]
+    first = await open_reader(gate_any, postgres, stream=stream)
+    with monkeypatch.context() as patched:
+        patched.setattr(outbox, "announce", _dies)
+        with pytest.raises(DiedError):
+            await first.drain()
+    assert await redis.hget(KEYS.sale, f"{stream}_persisted_n") is None
+    await lapse(postgres)
+    second = await open_reader(gate_any, postgres, stream=stream, generation=await own(postgres, "second"))
+    assert await second.drain() == 0
+    assert await redis.hget(KEYS.sale, f"{stream}_persisted_n") == b"3"
+    assert [entry_id.decode() for entry_id, _ in await redis.xrange(getattr(KEYS, stream))] == [ids[-1]]
+
+
+async def test_what_the_store_did_not_hear_is_announced_again_and_what_it_heard_is_not(
+    gate: Gate, redis: Any, postgres: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Writer(redis)
+    await writer.append()
+    reader = await open_reader(gate, postgres)
+    said: list[int] = []
+    announce = outbox.announce
+
+    async def counted(gate: Gate, keys: SaleKeys, stream: Stream, watermark: Watermark) -> bool:
+        said.append(watermark.n)
+        return len(said) > 1 and await announce(gate, keys, stream, watermark)
+
+    monkeypatch.setattr(outbox, "announce", counted)
+    assert await reader.drain() == 1
+    assert await redis.hget(KEYS.sale, "outbox_persisted_n") is None
+    for _ in range(3):
+        assert await reader.drain() == 0
+    assert said == [1, 1]
+    assert await redis.hget(KEYS.sale, "outbox_persisted_n") == b"1"
+
+
+class DiedError(Exception):
+    """The worker is gone."""
+
+
+async def _dies(*_: object) -> bool:
+    raise DiedError
 
 
 # Head against watermark -----------------------------------------------------------------------------------------------
