@@ -1,7 +1,6 @@
 """Serve the API: what `lastseat api` runs. One parent, several processes, one port."""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -13,6 +12,7 @@ from granian.constants import Interfaces, Loops
 from granian.log import LogLevels
 
 from engine import installation
+from engine.processes import tame_collector
 from engine.settings import Settings
 from engine.stores import embedded
 
@@ -76,9 +76,3 @@ def application() -> "Face":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     tame_collector()
     return create_app(Settings.from_environment(os.environ))
-
-
-def tame_collector() -> None:
-    """Look for garbage in cycles less often: what a request makes is freed by counting, and looking stops all else."""
-    gc.freeze()
-    gc.set_threshold(50_000, 25, 25)

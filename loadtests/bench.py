@@ -1,7 +1,6 @@
 """Every figure in one run on one machine: ``make bench`` prints the table and writes ``bench.json``."""
 
 import argparse
-import gc
 import multiprocessing
 import sys
 from collections.abc import Callable, Coroutine
@@ -11,6 +10,7 @@ from typing import Any
 
 import uvloop
 
+from engine.processes import take_long_turns, tame_collector
 from loadtests import (
     bench_coupons,
     bench_drain,
@@ -68,8 +68,8 @@ PARTS: dict[str, Part] = {
 def measure(name: str) -> tuple[list[Row], list[str]]:
     """Run one part."""
     # The driver shares the machine with what it measures: looking for garbage in cycles was a tenth of what it takes.
-    gc.freeze()
-    gc.set_threshold(50_000, 25, 25)
+    tame_collector()
+    take_long_turns()
     return uvloop.run(PARTS[name]())
 
 

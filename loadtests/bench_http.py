@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
+import msgspec
 from redis.asyncio import Redis
 
 from loadtests.client import Answer, Client
@@ -27,7 +28,7 @@ CALLERS = 256
 JOURNEY_ROUNDS = 3
 JOURNEYS = 8_000
 CARD_JOURNEYS = 4_000
-JOURNEY_CALLERS = 1024
+JOURNEY_CALLERS = 2048
 JOURNEY_PROCESSES = 2
 
 _keys = itertools.count()
@@ -247,6 +248,23 @@ class Lag:
             await asyncio.sleep(0.02)
 
 
+class _Place(msgspec.Struct):
+    """What a buyer needs to know of a place in line."""
+
+    token: str
+    status: str
+    poll_after_ms: int
+
+
+class _Held(msgspec.Struct):
+    """What a buyer needs to know of a reservation."""
+
+    reservation_id: str
+
+
+read_place = msgspec.json.Decoder(_Place).decode
+read_held = msgspec.json.Decoder(_Held).decode
+
 BY_BALANCE: Mapping[str, Any] = {"method": "BALANCE"}
 BY_CARD: Mapping[str, Any] = {"method": "CARD", "card": {"payment_method_id": "pm_card_visa"}}
 
@@ -272,19 +290,19 @@ async def journeys(
         token = tokens[n]
         path = f"/v1/sales/{sale_id}/queue/tokens"
         joined = await step("join", client.encode("POST", path, headers=headers(token), body={}))
-        document = joined.json()
-        asking = {"authorization": f"Bearer {token}", "queue-token": document["token"]}
+        place = read_place(joined.body)
+        asking = {"authorization": f"Bearer {token}", "queue-token": place.token}
         status = client.encode("GET", f"/v1/sales/{sale_id}/queue/token", headers=asking)
-        while document["status"] == "WAITING":
-            await asyncio.sleep(document["poll_after_ms"] / 1000)
-            document = (await step("status", status)).json()
-        named = headers(token, **{"queue-token": document["token"]})
+        while place.status == "WAITING":
+            await asyncio.sleep(place.poll_after_ms / 1000)
+            place = read_place((await step("status", status)).body)
+        named = headers(token, **{"queue-token": place.token})
         path = f"/v1/schedules/{schedule_id}/reservations"
         held = await step("reserve", client.encode("POST", path, headers=named, body={"seats": [seat_no(n)]}))
         if held.status != 201:
             endings[f"reserve {held.status} {held.body.decode()[:120]}"] += 1
             return
-        path = f"/v1/reservations/{held.json()['reservation_id']}/payments"
+        path = f"/v1/reservations/{read_held(held.body).reservation_id}/payments"
         paid = await step("pay", client.encode("POST", path, headers=headers(token), body=tender))
         endings[f"pay {paid.status}"] += 1
 

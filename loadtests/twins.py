@@ -30,8 +30,9 @@ from api.operations import Body, Request, Routes
 from api.orders import NewOrder
 from api.problems import Refused, UnitsSoldOut
 from api.reservations import NewReservation
-from api.server import serve, tame_collector
+from api.server import serve
 from engine import ids
+from engine.processes import tame_collector
 from engine.refusals import NotFound
 from engine.seats import SeatTaken
 from engine.settings import Settings

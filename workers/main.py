@@ -9,6 +9,7 @@ import socket
 
 import uvloop
 
+from engine.processes import tame_collector
 from engine.settings import Settings
 from engine.stores.connections import open_stores
 from engine.stripe_gateway import open_gateway
@@ -53,6 +54,7 @@ def _on_signals() -> asyncio.Event:
 def main() -> None:
     """Run a worker with the settings of the environment."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    tame_collector()
     uvloop.run(run_worker(Settings.from_environment(os.environ)))
 
 
