@@ -151,6 +151,18 @@ do
   local clock = redis.call("TIME")
   time_ms = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 end
+
+-- A write that nothing else in this call reads or writes: `value` is a field's, or a member's score. All operations
+-- together write it at the end, because a command costs as much again to log as to carry out.
+local last_writes = {{ HSET = {{}}, ZADD = {{}}, ZREM = {{}} }}
+local function write_last(command, key, member, value)
+  local members = last_writes[command][key]
+  if not members then
+    members = {{}}
+    last_writes[command][key] = members
+  end
+  members[member] = value or true
+end
 {shared}
 local function operation(ARGV)
 {body}
@@ -194,6 +206,25 @@ while at <= #operations do
   end
   replies[#replies + 1] = reply
   at = at + count + 1
+end
+
+for command, keys in pairs(last_writes) do
+  for key, members in pairs(keys) do
+    local words, length = {{}}, 0
+    for member, value in pairs(members) do
+      if command == "HSET" then
+        words[length + 1], words[length + 2] = member, value
+      elseif command == "ZADD" then
+        words[length + 1], words[length + 2] = value, member
+      else
+        words[length + 1] = member
+      end
+      length = #words
+    end
+    for first = 1, length, 1000 do
+      redis.call(command, key, unpack(words, first, math.min(first + 999, length)))
+    end
+  end
 end
 return replies
 """

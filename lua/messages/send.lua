@@ -41,4 +41,4 @@ end
 -- Change.
 redis.call("ZADD", messages, at_ms, message)
 redis.call("ZREMRANGEBYRANK", messages, 0, -1 - most)
-return { "message_sent", count_up("message_no", 1) }
+return { "message_sent", count_up("message_no") }

@@ -99,7 +99,7 @@ if #conflicts > 0 then
   return { "seat_taken", unpack(conflicts) }
 end
 if #free > 0 then
-  count_up("map_version", 1)
+  count_up("map_version")
   redis.call("HSET", seats, unpack(values))
   occupy(free, found)
 end

@@ -72,8 +72,8 @@ if not repeated then
   hold.state, hold.payment_id, hold.pay_deadline_ms = "PAYING", payment_id, now_ms + term("pay_ms")
   set_seats(hold_id, hold, "PAYING")
   keep_hold(hold_id, hold)
-  redis.call("ZREM", deadlines, hold_id)
-  redis.call("ZADD", paying, hold.pay_deadline_ms, hold_id)
+  write_last("ZREM", deadlines, hold_id)
+  write_last("ZADD", paying, hold_id, hold.pay_deadline_ms)
   if hold.queue_no ~= "0" then
     enter_or_renew(tokens, active, buyer_id, hold.queue_no, hold.pay_deadline_ms)
   end

@@ -53,7 +53,7 @@ end
 -- Change.
 set_term("seat_block_no", seat_block_no)
 if #kept > 0 then
-  count_up("map_version", 1)
+  count_up("map_version")
   free_seats(kept)
 end
 return { "seats_unblocked", #kept }

@@ -66,7 +66,7 @@ local function hold_units(journal, n, hold_id, buyer, fingerprint, units, price_
     prices = table.concat(price_list, ","),
   }
   keep_hold(hold_id, hold)
-  redis.call("ZADD", deadlines, free_at_ms(hold_id, hold), hold_id)
+  write_last("ZADD", deadlines, hold_id, free_at_ms(hold_id, hold))
   buyer.row.open = with(buyer.row.open, hold_id)
   keep_buyer(buyer.id, buyer.row)
   append(

@@ -57,19 +57,11 @@ end
 -- What follows -------------------------------------------------------------------------------------------------------
 
 local function tell_changes(seat_nos, found)
-  local changes, version = {}, sale.map_version
-  if not found and #seat_nos == 1 then
-    redis.call("ZADD", map_changes, version, seat_nos[1])
-    return
-  end
+  local version = sale.map_version
   for at, seat_no in ipairs(seat_nos) do
     if not found or found[at].block_no == "0" and found[at].kind ~= "P" then
-      changes[#changes + 1] = version
-      changes[#changes + 1] = seat_no
+      write_last("ZADD", map_changes, seat_no, version)
     end
-  end
-  if #changes > 0 then
-    redis.call("ZADD", map_changes, unpack(changes))
   end
 end
 
@@ -237,8 +229,8 @@ local function sell_record(hold_id, hold, n)
   local buyer = find_buyer(hold.buyer_id)
   buyer.sold, buyer.open = buyer.sold + #split(hold.seats), without(buyer.open, hold_id)
   keep_buyer(hold.buyer_id, buyer)
-  redis.call("ZREM", hold.state == "HELD" and deadlines or paying, hold_id)
-  redis.call("ZADD", ended, now_ms, hold_id)
+  write_last("ZREM", hold.state == "HELD" and deadlines or paying, hold_id)
+  write_last("ZADD", ended, hold_id, now_ms)
   hold.state, hold.sold_n = "SOLD", n
   keep_hold(hold_id, hold)
 end
@@ -254,7 +246,7 @@ local function end_record(hold_id, hold, reason)
   end
   buyer.ended = buyer.ended + 1
   keep_buyer(hold.buyer_id, buyer)
-  redis.call("ZADD", ended, now_ms, hold_id)
+  write_last("ZADD", ended, hold_id, now_ms)
   hold.state, hold.reason = "ENDED", reason
   keep_hold(hold_id, hold)
 end

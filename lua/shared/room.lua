@@ -80,8 +80,8 @@ local function end_token(tokens, active, ended_tokens, ended_tokens_at, owner, q
   end
   redis.call("HDEL", tokens, owner)
   redis.call("ZREM", active, owner)
-  redis.call("HSET", ended_tokens, token.queue_no, status .. "|" .. owner)
-  redis.call("ZADD", ended_tokens_at, now_ms, token.queue_no)
+  write_last("HSET", ended_tokens, token.queue_no, status .. "|" .. owner)
+  write_last("ZADD", ended_tokens_at, token.queue_no, now_ms)
   return true
 end
 

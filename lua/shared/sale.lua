@@ -50,13 +50,14 @@ local function term(name)
 end
 
 local function set_term(name, value)
-  redis.call("HSET", KEYS[1], name, value)
   sale[name], numbers[name] = tostring(value), nil
+  write_last("HSET", KEYS[1], name, value)
 end
 
-local function count_up(name, by)
-  local value = redis.call("HINCRBY", KEYS[1], name, by)
-  sale[name], numbers[name] = tostring(value), value
+local function count_up(name)
+  local value = term(name) + 1
+  sale[name], numbers[name] = value, value
+  write_last("HSET", KEYS[1], name, value)
   return value
 end
 

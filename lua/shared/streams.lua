@@ -7,27 +7,18 @@
 local previous = {}
 local ABOUT_HOLDS = { held = true, extended = true, released = true, expired = true }
 
-local function counted_up(name)
-  local value = term(name) + 1
-  sale[name], numbers[name] = value, value
-  return value
-end
-
--- The next number of a stream. Up to two counters of the sale (fence, map_version) count up in the same write.
+-- The next number of a stream, and of up to two counters of the sale (fence, map_version).
 local function next_number(name, counter, other)
   if now_ms > term("now_ms") then
     set_term("now_ms", now_ms)
   end
-  local field = name .. "_n"
-  local n = counted_up(field)
-  if other then
-    redis.call("HSET", KEYS[1], field, n, counter, counted_up(counter), other, counted_up(other))
-  elseif counter then
-    redis.call("HSET", KEYS[1], field, n, counter, counted_up(counter))
-  else
-    redis.call("HSET", KEYS[1], field, n)
+  if counter then
+    count_up(counter)
   end
-  return n
+  if other then
+    count_up(other)
+  end
+  return count_up(name .. "_n")
 end
 
 -- The stream's last entry: its id, and the id of the last one up to it that is about a hold.

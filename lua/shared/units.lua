@@ -148,8 +148,8 @@ local function sell_hold(hold_id, hold, n)
   local buyer = find_buyer(hold.buyer_id)
   buyer.sold, buyer.open = buyer.sold + count_units(hold), without(buyer.open, hold_id)
   keep_buyer(hold.buyer_id, buyer)
-  redis.call("ZREM", paying, hold_id)
-  redis.call("ZADD", ended, now_ms, hold_id)
+  write_last("ZREM", paying, hold_id)
+  write_last("ZADD", ended, hold_id, now_ms)
   hold.state, hold.sold_n = "SOLD", n
   keep_hold(hold_id, hold)
 end
@@ -161,7 +161,7 @@ local function end_hold(hold_id, hold, reason)
   buyer.ended, buyer.open = buyer.ended + 1, without(buyer.open, hold_id)
   keep_buyer(hold.buyer_id, buyer)
   redis.call("ZREM", hold.state == "HELD" and deadlines or paying, hold_id)
-  redis.call("ZADD", ended, now_ms, hold_id)
+  write_last("ZADD", ended, hold_id, now_ms)
   hold.state, hold.reason = "ENDED", reason
   keep_hold(hold_id, hold)
 end

@@ -308,7 +308,7 @@ local function hold_seats(hold_id, buyer, fingerprint, seat_nos, price_list, lin
   set_seats(hold_id, hold, "HELD", seat_nos)
   occupy(seat_nos, found)
   keep_hold(hold_id, hold)
-  redis.call("ZADD", deadlines, free_at_ms(hold_id, hold), hold_id)
+  write_last("ZADD", deadlines, hold_id, free_at_ms(hold_id, hold))
   local row = took_over and find_buyer(buyer.id) or buyer.row -- one of them may have been this buyer's own
   row.open = with(row.open, hold_id)
   keep_buyer(buyer.id, row)

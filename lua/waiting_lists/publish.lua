@@ -52,7 +52,7 @@ if #seat_nos > 0 then
   redis.call("ZREM", freed, unpack(seat_nos))
 end
 if #shelved > 0 then
-  count_up("map_version", 1)
+  count_up("map_version")
   local found = read_seats(shelved)
   open_up(shelved, found)
   tell_changes(shelved, found)
