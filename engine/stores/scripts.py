@@ -208,6 +208,7 @@ while at <= #operations do
   at = at + count + 1
 end
 
+local fault
 for command, keys in pairs(last_writes) do
   for key, members in pairs(keys) do
     local words, length = {{}}, 0
@@ -222,9 +223,13 @@ for command, keys in pairs(last_writes) do
       length = #words
     end
     for first = 1, length, 1000 do
-      redis.call(command, key, unpack(words, first, math.min(first + 999, length)))
+      local written = redis.pcall(command, key, unpack(words, first, math.min(first + 999, length)))
+      fault = fault or type(written) == "table" and written.err
     end
   end
+end
+if fault then
+  error(fault, 0) -- each of them may have wanted it
 end
 return replies
 """

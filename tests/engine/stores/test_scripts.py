@@ -326,6 +326,67 @@ class Listed(Reply, frozen=True):
     rest: tuple[str, ...]
 
 
+NOTE = """\
+#!lua
+-- Note who came last, and how often anybody came.
+--
+-- KEYS
+--   places  hash  place -> who
+-- ARGV
+--   place
+--   who
+-- RETURNS
+--   noted
+local places = KEYS[1]
+local place = ARGV[1]
+local who = ARGV[2]
+
+write_last("HSET", places, place, who)
+if who == "poison" then
+  write_last("ZADD", places, place, 1)
+end
+return { "noted" }
+"""
+
+
+class Noted(Reply, frozen=True):
+    pass
+
+
+@pytest.fixture
+def note(tmp_path: Path) -> Script[Noted]:
+    (tmp_path / "note.lua").write_text(NOTE)
+    return Script("note", Hall, Noted, folder=tmp_path)
+
+
+async def test_what_is_written_last_is_one_command_and_the_last_operations_word(
+    redis: Any, note: Script[Noted]
+) -> None:
+    gate, hall = Gate(redis), Hall("one")
+    await note(gate, hall, place="A", who="nobody")
+    before = await calls_of(redis, "hset")
+    places = [f"place {n}" for n in range(SHARE_MIN // 2)]
+    await asyncio.gather(*[note(gate, hall, place=place, who=who) for who in ("ann", "bob") for place in places])
+    assert await calls_of(redis, "hset") == before + 1
+    assert await redis.hgetall(hall.places) == {b"A": b"nobody"} | {place.encode(): b"bob" for place in places}
+
+
+async def test_more_than_fits_on_a_stack_is_written_last(redis: Any, note: Script[Noted]) -> None:
+    hall = Hall("one")
+    operations = [word for n in range(2_000) for word in (2, f"place {n}", "ann")]
+    replies = await redis.execute_command("EVAL", note.text, 1, hall.places, *operations)
+    assert len(replies) == await redis.hlen(hall.places) == 2_000
+
+
+async def test_a_last_write_that_fails_is_told_to_all_and_stops_no_other(redis: Any, note: Script[Noted]) -> None:
+    gate, hall = Gate(redis), Hall("one")
+    told = await asyncio.gather(
+        *[note(gate, hall, place=who, who=who) for who in ("ann", "poison", "bob")], return_exceptions=True
+    )
+    assert [type(each) for each in told] == [ScriptFault] * 3
+    assert set(await redis.hkeys(hall.places)) == {b"ann", b"poison", b"bob"}
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
