@@ -16,6 +16,9 @@ OPTIONS: Mapping[str, str] = {
     "bind": "127.0.0.1",
     "appendonly": "yes",
     "appendfsync": "everysec",
+    # A rush writes 64 MB, which is where it would begin, in some seconds, and to rewrite the file in the middle of one
+    # takes a twentieth of it. Reading so much back takes a start four seconds.
+    "auto-aof-rewrite-min-size": "256mb",
     "save": "",
     "maxmemory-policy": "noeviction",
     # Half of the machine: a full store refuses joins and holds; without a limit the machine would end the
