@@ -68,11 +68,30 @@ local function find_common(hold, quantities)
   return common
 end
 
+-- The fields of a hash that operations of a call ask for, each read once: in a rush all of them want the same. `seen`
+-- keeps them, false for one that is not there.
+local function look_at(key, fields, seen)
+  local unseen = {}
+  for _, field in ipairs(fields) do
+    if seen[field] == nil then
+      unseen[#unseen + 1] = field
+    end
+  end
+  if #unseen > 0 then
+    for at, value in ipairs(redis.call("HMGET", key, unpack(unseen))) do
+      seen[unseen[at]] = value
+    end
+  end
+end
+
 -- What one unit of each of these costs, and all of them; or why they are not on sale.
+local price_of = {}
 local function price_units(prices, variant_ids, quantities)
-  local price_list, unknown, amount = redis.call("HMGET", prices, unpack(variant_ids)), {}, 0
+  look_at(prices, variant_ids, price_of)
+  local price_list, unknown, amount = {}, {}, 0
   for at, variant_id in ipairs(variant_ids) do
-    local price = price_list[at]
+    local price = price_of[variant_id]
+    price_list[at] = price
     if not price or string.sub(price, 1, 1) == "-" then
       unknown[#unknown + 1] = variant_id
     else
@@ -101,28 +120,49 @@ end
 
 -- Taking and freeing ---------------------------------------------------------------------------------------------------
 
+-- What is left for anybody is read once a call, counted here, and written once at the call's end.
+local left_of = {}
+local function count_left(variant_ids)
+  look_at(stock, variant_ids, left_of)
+  local left = {}
+  for at, variant_id in ipairs(variant_ids) do
+    left[at] = tonumber(left_of[variant_id] or "0")
+  end
+  return left
+end
+
+local function put_left(variant_id, left)
+  left_of[variant_id] = left
+  write_last("HSET", stock, variant_id, text(left))
+end
+
 -- Units stand under a hold now; whether so many are left was asked before.
 local function take_units(variant_ids, quantities)
-  for _, variant_id in ipairs(variant_ids) do
-    redis.call("HINCRBY", stock, variant_id, text(-quantities[variant_id]))
+  for at, left in ipairs(count_left(variant_ids)) do
+    put_left(variant_ids[at], left - quantities[variant_ids[at]])
   end
 end
 
 -- Units stand under no hold any more: anybody may have them, or they are the waiting list's.
 local function free_units(variant_ids, quantities)
-  local free = sale.waiting_list == "1" and stock_freed or stock
-  for _, variant_id in ipairs(variant_ids) do
-    redis.call("HINCRBY", free, variant_id, text(quantities[variant_id]))
+  if sale.waiting_list == "1" then
+    for _, variant_id in ipairs(variant_ids) do
+      redis.call("HINCRBY", stock_freed, variant_id, text(quantities[variant_id]))
+    end
+    return
+  end
+  for at, left in ipairs(count_left(variant_ids)) do
+    put_left(variant_ids[at], left + quantities[variant_ids[at]])
   end
 end
 
 -- Of each variant that there is too little of "variant_id requested available".
 local function find_shortages(variant_ids, quantities)
   local shortages = {}
-  for at, left in ipairs(redis.call("HMGET", stock, unpack(variant_ids))) do
+  for at, left in ipairs(count_left(variant_ids)) do
     local wanted = quantities[variant_ids[at]]
-    if tonumber(left or "0") < wanted then
-      shortages[#shortages + 1] = variant_ids[at] .. " " .. text(wanted) .. " " .. (left or "0")
+    if left < wanted then
+      shortages[#shortages + 1] = variant_ids[at] .. " " .. text(wanted) .. " " .. text(left)
     end
   end
   return shortages

@@ -88,7 +88,7 @@ for _, variant_id in ipairs(variant_ids) do
   local counted = was == "ENDED" and 0 or has[variant_id]
   local becomes = bought[variant_id] or 0
   if becomes > counted then
-    becomes = math.min(becomes, counted + tonumber(redis.call("HGET", stock, variant_id) or "0"))
+    becomes = math.min(becomes, counted + count_left({ variant_id })[1])
   end
   if becomes ~= counted then
     local ids = becomes < counted and freed_ids or taken_ids
