@@ -24,7 +24,6 @@ from engine.balances import AMOUNT_MAX
 from engine.installation import CurrencyChanged, TimeZoneRefused
 from engine.messages import TEXT_MAX
 from engine.payments import State
-from engine.processes import take_long_turns
 from engine.resolutions import Word
 from engine.sales import PEOPLE_MAX, SECONDS_MAX, RoomState
 from engine.seat_blocks import SEATS_MAX
@@ -100,7 +99,6 @@ def main() -> None:
 
     Every setting is a variable of the environment: see docs/operations.md.
     """
-    take_long_turns()
 
 
 def _settings() -> Settings:

@@ -10,7 +10,7 @@ from typing import Any
 
 import uvloop
 
-from engine.processes import take_long_turns, tame_collector
+from engine.processes import tame_collector
 from loadtests import (
     bench_coupons,
     bench_drain,
@@ -69,7 +69,6 @@ def measure(name: str) -> tuple[list[Row], list[str]]:
     """Run one part."""
     # The driver shares the machine with what it measures: looking for garbage in cycles was a tenth of what it takes.
     tame_collector()
-    take_long_turns()
     return uvloop.run(PARTS[name]())
 
 

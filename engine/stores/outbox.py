@@ -307,7 +307,7 @@ class Reader:
             return await self.drain()
         if entries:
             await self.apply(entries)
-        elif not self._is_announced:
+        elif watermark.n and not self._is_announced:
             await self._announce(watermark)
         return len(entries)
 

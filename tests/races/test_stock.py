@@ -239,7 +239,7 @@ async def test_a_takeover_gives_back_every_line_of_the_hold_that_it_ends(stall: 
         stock.HeldAnswer,
         rule,
         instead=rule
-        + "free_units = function(freed, many) redis.call('HINCRBY', stock, freed[1], many[freed[1]]) end\n",
+        + "free_units = function(freed, many) put_left(freed[1], count_left(freed)[1] + many[freed[1]]) end\n",
     )
     await (await control.held(mug=1, cap=1)).lapse()
     await simpler(control.gate, control.sale.keys, **_asked(control, by="bob"))
