@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from loadtests.bench_http import (
     BY_BALANCE,
     JOURNEY_CALLERS,
+    PAID,
     Journeys,
     Measured,
     cost_of,
     drive,
+    ending_of,
     headers,
     parts_of,
 )
@@ -161,22 +163,22 @@ async def _buy(running: Shop, tokens: Sequence[str]) -> Journeys:
                 endings[f"order {ordered.status} {ordered.body.decode()[:120]}"] += 1
                 continue
             paid = await step("pay", f"/v1/orders/{ordered.json()['order_id']}/payments", token, BY_BALANCE)
-            endings[f"pay {paid.status}"] += 1
+            endings[await ending_of(client, token, paid)] += 1
 
     meter = Meter(await parts_of(running))
     began = time.perf_counter()
     await asyncio.gather(*[caller() for _ in range(JOURNEY_CALLERS)])
     took = time.perf_counter() - began
     cpu_s = meter.spent_s()
-    if endings != {"pay 201": len(tokens)}:
+    if endings != {PAID: len(tokens)}:
         raise RuntimeError(f"of {len(tokens)} orders: {dict(endings)}")
     count = len(tokens)
     wanted = {**dict.fromkeys(("orders", "units", "items", "payments"), count), "left": 0, "money": count * PRICE}
-    await _check(running, PAID, sale_id, wanted)
+    await _check(running, PAID_ROWS, sale_id, wanted)
     return Journeys(count, count / took, times, [], cpu_s)
 
 
-PAID = """
+PAID_ROWS = """
 SELECT
   (SELECT count(*) FROM orders WHERE sale_id = $1 AND status = 'PAID') AS orders,
   (SELECT sum(quantity) FROM order_items WHERE sale_id = $1 AND status = 'SOLD') AS units,
