@@ -211,19 +211,18 @@ end
 local fault
 for command, keys in pairs(last_writes) do
   for key, members in pairs(keys) do
-    local words, length = {{}}, 0
+    local words = {{}}
     for member, value in pairs(members) do
-      if command == "HSET" then
-        words[length + 1], words[length + 2] = member, value
-      elseif command == "ZADD" then
-        words[length + 1], words[length + 2] = value, member
-      else
-        words[length + 1] = member
+      if command == "ZADD" then
+        words[#words + 1] = value
       end
-      length = #words
+      words[#words + 1] = member
+      if command == "HSET" then
+        words[#words + 1] = value
+      end
     end
-    for first = 1, length, 1000 do
-      local written = redis.pcall(command, key, unpack(words, first, math.min(first + 999, length)))
+    for first = 1, #words, 1000 do
+      local written = redis.pcall(command, key, unpack(words, first, math.min(first + 999, #words)))
       fault = fault or type(written) == "table" and written.err
     end
   end

@@ -16,8 +16,8 @@ OPTIONS: Mapping[str, str] = {
     "bind": "127.0.0.1",
     "appendonly": "yes",
     "appendfsync": "everysec",
-    # A rush writes 64 MB, which is where it would begin, in some seconds, and to rewrite the file in the middle of one
-    # takes a twentieth of it. Reading so much back takes a start four seconds.
+    # At 64 MB, where it would begin, a rush is after some seconds, and to rewrite the file in the middle of it takes a
+    # twentieth of it. A start reads 256 MB back in four seconds.
     "auto-aof-rewrite-min-size": "256mb",
     "save": "",
     "maxmemory-policy": "noeviction",
