@@ -100,7 +100,7 @@ SELECT seats.sale_id, seats.seat_no, seats.sold, count(*) OVER () AS total
 FROM seats
 WHERE seats.sold <> EXISTS (
   SELECT FROM reservation_seats AS claim
-  WHERE claim.sale_id = seats.sale_id AND claim.seat_no = seats.seat_no AND claim.status = 'CLAIMED'
+  WHERE claim.sale_id = seats.sale_id AND claim.seat_no = seats.seat_no AND claim.is_claimed
 )
 ORDER BY seats.sale_id, seats.seat_no
 LIMIT $1;
@@ -192,7 +192,7 @@ WHERE user_coupon_id = ANY ($1::uuid[]);
 -- Reservations and orders that were charged more than once, or have more than one live payment.
 SELECT hold_id, array_agg(payment_id ORDER BY payment_id) AS payment_ids, count(*) OVER () AS total
 FROM payments
-WHERE status NOT IN ('FAILED', 'VOIDED')
+WHERE is_live
 GROUP BY hold_id
 HAVING count(*) > 1
 ORDER BY hold_id
@@ -575,7 +575,7 @@ FROM (
   LEFT JOIN (
     SELECT user_id, sum(balance_amount)::bigint AS legs
     FROM payments
-    WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
+    WHERE is_unsettled
     GROUP BY user_id
   ) AS live USING (user_id)
 ) AS compared
@@ -604,7 +604,7 @@ SELECT what, id, since, count(*) OVER () AS total
 FROM (
   SELECT 'reservation' AS what, reservation_id AS id, expires_at AS since
   FROM reservations
-  WHERE status = 'PENDING'
+  WHERE is_pending
     AND NOT EXISTS (
       SELECT FROM payments
       WHERE payments.reservation_id = reservations.reservation_id
@@ -613,7 +613,7 @@ FROM (
   UNION ALL
   SELECT 'order', order_id, expires_at
   FROM orders
-  WHERE status = 'PENDING'
+  WHERE is_pending
     AND NOT EXISTS (
       SELECT FROM payments
       WHERE payments.order_id = orders.order_id AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
@@ -622,12 +622,12 @@ FROM (
   SELECT 'emptying of the cart of order', checkouts.order_id, orders.created_at
   FROM checkouts
   JOIN orders USING (order_id)
-  WHERE checkouts.done_at IS NULL
+  WHERE checkouts.is_open
   UNION ALL
   -- A balance answers at once; only a card may wait for its buyer.
   SELECT 'payment', payment_id, CASE method WHEN 'BALANCE' THEN updated_at ELSE pay_deadline END
   FROM payments
-  WHERE status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
+  WHERE is_unsettled
   UNION ALL
   SELECT 'restore', hold_id, created_at
   FROM restores
@@ -639,11 +639,11 @@ FROM (
   UNION ALL
   SELECT lower(kind) || ' of payment', payment_id, created_at
   FROM gateway_operations
-  WHERE status = 'PENDING'
+  WHERE is_pending
   UNION ALL
   SELECT 'charge', charge_id, CASE status WHEN 'AUTHORISED' THEN updated_at ELSE created_at + interval '1 hour' END
   FROM card_charges
-  WHERE status IN ('PENDING', 'AUTHORISED')
+  WHERE is_open
   UNION ALL
   -- Once its new payment lives, that is what must end.
   SELECT 'late money for payment', late_payments.payment_id, late_payments.updated_at
@@ -700,7 +700,7 @@ WHERE sales.sale_id = $1;
 SELECT seats.seat_no, seats.price, seats.blocked, claim.reservation_id, reservations.fence
 FROM seats
 LEFT JOIN reservation_seats AS claim
-  ON claim.sale_id = seats.sale_id AND claim.seat_no = seats.seat_no AND claim.status = 'CLAIMED'
+  ON claim.sale_id = seats.sale_id AND claim.seat_no = seats.seat_no AND claim.is_claimed
 LEFT JOIN reservations USING (reservation_id)
 WHERE seats.sale_id = $1;
 
@@ -727,7 +727,7 @@ SELECT reservation_id AS hold_id, user_id, fence, (extract(epoch FROM expires_at
     WHERE reservation_seats.reservation_id = reservations.reservation_id AND reservation_seats.status = 'HELD'
   ) AS seats
 FROM reservations
-WHERE sale_id = $1 AND status = 'PENDING'
+WHERE sale_id = $1 AND is_pending
 UNION ALL
 SELECT order_id, user_id, fence, (extract(epoch FROM expires_at) * 1000)::bigint,
   ARRAY(
@@ -736,14 +736,14 @@ SELECT order_id, user_id, fence, (extract(epoch FROM expires_at) * 1000)::bigint
     WHERE order_items.order_id = orders.order_id AND order_items.status = 'HELD'
   )
 FROM orders
-WHERE sale_id = $1 AND status = 'PENDING';
+WHERE sale_id = $1 AND is_pending;
 
 -- name: count_sale_buyers
 -- How many seats or units of a sale each buyer has.
 SELECT reservations.user_id, count(*) AS bought
 FROM reservation_seats AS claim
 JOIN reservations USING (reservation_id)
-WHERE claim.sale_id = $1 AND claim.status = 'CLAIMED'
+WHERE claim.sale_id = $1 AND claim.is_claimed
 GROUP BY reservations.user_id
 UNION ALL
 SELECT orders.user_id, sum(lines.counted)::bigint

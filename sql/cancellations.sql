@@ -8,7 +8,7 @@
 -- The payment of a hold that may still buy it.
 SELECT payment_id
 FROM payments
-WHERE hold_id = $1 AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT');
+WHERE hold_id = $1 AND is_live AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT');
 
 -- Lock ---------------------------------------------------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ FOR NO KEY UPDATE;
 -- Payments that bought these holds or still may, locked in id order. Refunds are counted under this lock alone.
 SELECT payment_id, hold_id, status, balance_amount, card_amount, captured_amount, refunded_amount
 FROM payments
-WHERE hold_id = ANY ($1::uuid[]) AND status NOT IN ('FAILED', 'VOIDED')
+WHERE hold_id = ANY ($1::uuid[]) AND is_live
 ORDER BY payment_id
 FOR NO KEY UPDATE;
 

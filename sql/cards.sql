@@ -50,7 +50,7 @@ WHERE payment_id = $1 AND (status = 'PENDING' OR (status = 'IN_DOUBT' AND gatewa
 -- Payments of a sale that a gateway is still to be asked about and that have not moved for a while, oldest first.
 SELECT *, pay_deadline < now() AS overdue
 FROM payments
-WHERE sale_id = $1 AND card_amount > 0
+WHERE sale_id = $1 AND is_unsettled AND card_amount > 0
   AND (status = 'PENDING' OR (status = 'IN_DOUBT' AND gateway_ref IS NULL))
   AND updated_at < now() - make_interval(secs => $2)
 ORDER BY updated_at

@@ -99,6 +99,6 @@ SELECT line.variant_id, sum(line.quantity)::bigint AS quantity
 FROM checkouts
 CROSS JOIN LATERAL unnest(variant_ids, quantities) AS line (variant_id, quantity)
 WHERE user_id = $1
-  AND done_at IS NULL
+  AND is_open
   AND created_at > now() - make_interval(secs => $2)
 GROUP BY line.variant_id;

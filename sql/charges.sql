@@ -40,6 +40,6 @@ WHERE charge_id = $1 AND status IN ('PENDING', 'AUTHORISED');
 -- Charges that have not moved for a while, oldest first, and whether their time is over.
 SELECT charge_id, created_at < now() - make_interval(secs => $2) AS overdue
 FROM card_charges
-WHERE status IN ('PENDING', 'AUTHORISED') AND updated_at < now() - make_interval(secs => $1)
+WHERE is_open AND updated_at < now() - make_interval(secs => $1)
 ORDER BY updated_at
 LIMIT $3;

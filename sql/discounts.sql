@@ -14,7 +14,7 @@ FOR NO KEY UPDATE;
 -- The coupons that these payments name, locked in id order.
 SELECT user_coupon_id
 FROM user_coupons
-WHERE user_coupon_id IN (SELECT user_coupon_id FROM payments WHERE payment_id = ANY ($1::uuid[]))
+WHERE user_coupon_id = ANY (ARRAY(SELECT user_coupon_id FROM payments WHERE payment_id = ANY ($1::uuid[])))
 ORDER BY user_coupon_id
 FOR NO KEY UPDATE;
 
@@ -22,7 +22,13 @@ FOR NO KEY UPDATE;
 -- The coupons that payments of these holds name, locked in id order.
 SELECT user_coupon_id
 FROM user_coupons
-WHERE user_coupon_id IN (SELECT user_coupon_id FROM payments WHERE hold_id = ANY ($1::uuid[]))
+WHERE user_coupon_id = ANY (
+  ARRAY(
+    SELECT user_coupon_id
+    FROM payments
+    WHERE (hold_id = ANY ($1::uuid[]) AND is_live) OR (hold_id = ANY ($1::uuid[]) AND NOT is_live)
+  )
+)
 ORDER BY user_coupon_id
 FOR NO KEY UPDATE;
 
@@ -43,6 +49,7 @@ FROM payments
 WHERE payments.payment_id = ANY ($1::uuid[])
   AND user_coupons.user_coupon_id = payments.user_coupon_id
   AND user_coupons.payment_id = payments.payment_id
+  AND user_coupons.payment_id = ANY ($1::uuid[])
   AND user_coupons.status = 'RESERVED';
 
 -- name: free
@@ -60,5 +67,6 @@ FROM payments
 WHERE payments.payment_id = ANY ($1::uuid[])
   AND payments.refunded_amount = payments.final_amount
   AND user_coupons.payment_id = payments.payment_id
+  AND user_coupons.payment_id = ANY ($1::uuid[])
   AND user_coupons.status = 'USED'
   AND user_coupons.usable_to > now();

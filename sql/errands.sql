@@ -24,12 +24,13 @@ WHERE payment_id = $1 AND kind = 'VOID' AND status <> 'PENDING';
 WITH due AS (
   SELECT operation_id
   FROM gateway_operations AS errands
-  WHERE status = 'PENDING' AND due_at <= now()
+  WHERE is_pending AND due_at <= now()
     AND NOT (
-      kind = 'REFUND' AND EXISTS (
-        SELECT FROM gateway_operations AS captures
-        WHERE captures.payment_id = errands.payment_id AND captures.kind = 'CAPTURE' AND captures.status = 'PENDING'
-      )
+      kind = 'REFUND' AND (
+        SELECT status = 'PENDING'
+        FROM gateway_operations AS captures
+        WHERE captures.payment_id = errands.payment_id AND captures.kind = 'CAPTURE'
+      ) IS TRUE
     )
   ORDER BY due_at
   LIMIT $1

@@ -44,11 +44,12 @@ FOR NO KEY UPDATE;
 SELECT
   asked.payment_id,
   asked.order_id,
-  EXISTS (SELECT FROM payments WHERE payments.payment_id = asked.payment_id) AS is_known,
+  (SELECT payments.payment_id FROM payments WHERE payments.payment_id = asked.payment_id) IS NOT NULL AS is_known,
   (
     SELECT payments.payment_id
     FROM payments
-    WHERE payments.hold_id = asked.order_id AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+    WHERE payments.hold_id = asked.order_id
+      AND payments.is_live AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
   ) AS live_payment_id,
   (
     SELECT coalesce(jsonb_object_agg(replace(variant_id::text, '-', ''), quantity), '{}')
@@ -204,12 +205,13 @@ FOR NO KEY UPDATE;
 SELECT order_id
 FROM orders
 WHERE sale_id = $1
-  AND status = 'PENDING'
+  AND is_pending
   AND expires_at < now() - make_interval(secs => $2)
-  AND NOT EXISTS (
-    SELECT FROM payments
-    WHERE payments.hold_id = orders.order_id AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
-  )
+  AND (
+    SELECT payment_id
+    FROM payments
+    WHERE payments.hold_id = orders.order_id AND is_live AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+  ) IS NULL
 ORDER BY expires_at
 LIMIT $3;
 
@@ -295,19 +297,20 @@ SELECT
     (
       SELECT payment_id
       FROM payments
-      WHERE payments.hold_id = orders.order_id AND payments.status NOT IN ('FAILED', 'VOIDED')
+      WHERE payments.hold_id = orders.order_id AND payments.is_live
     ),
     (
       SELECT payment_id
       FROM payments
-      WHERE payments.hold_id = orders.order_id AND payments.status IN ('FAILED', 'VOIDED')
+      WHERE payments.hold_id = orders.order_id AND NOT payments.is_live
       ORDER BY created_at DESC
       LIMIT 1
     )
   ) AS payment_id,
   EXISTS (
     SELECT FROM payments
-    WHERE payments.hold_id = orders.order_id AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+    WHERE payments.hold_id = orders.order_id
+      AND is_live AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
   ) AS payment_live
 FROM orders
 WHERE order_id = $1 AND user_id = $2;
@@ -338,19 +341,20 @@ SELECT
     (
       SELECT payment_id
       FROM payments
-      WHERE payments.hold_id = orders.order_id AND payments.status NOT IN ('FAILED', 'VOIDED')
+      WHERE payments.hold_id = orders.order_id AND payments.is_live
     ),
     (
       SELECT payment_id
       FROM payments
-      WHERE payments.hold_id = orders.order_id AND payments.status IN ('FAILED', 'VOIDED')
+      WHERE payments.hold_id = orders.order_id AND NOT payments.is_live
       ORDER BY created_at DESC
       LIMIT 1
     )
   ) AS payment_id,
   EXISTS (
     SELECT FROM payments
-    WHERE payments.hold_id = orders.order_id AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+    WHERE payments.hold_id = orders.order_id
+      AND is_live AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
   ) AS payment_live
 FROM orders
 WHERE user_id = $1 AND (created_at, order_id) < ($2::timestamptz, $3::uuid)

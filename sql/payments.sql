@@ -150,6 +150,7 @@ LIMIT $4;
 SELECT payment_id, hold_id, user_id, epoch, fence, status, pay_deadline
 FROM payments
 WHERE sale_id = $1
+  AND is_unsettled
   AND (status = 'AUTHORISED' OR (status = 'PENDING' AND card_amount = 0 AND pay_deadline < now()))
   AND updated_at < now() - make_interval(secs => $2)
 ORDER BY updated_at

@@ -10,7 +10,7 @@ UPDATE seats
 SET sold = NOT sold, updated_at = now()
 WHERE sold <> EXISTS (
   SELECT FROM reservation_seats AS claims
-  WHERE claims.sale_id = seats.sale_id AND claims.seat_no = seats.seat_no AND claims.status = 'CLAIMED'
+  WHERE claims.sale_id = seats.sale_id AND claims.seat_no = seats.seat_no AND claims.is_claimed
 );
 
 -- name: count_seats

@@ -46,7 +46,7 @@ SELECT
   (
     SELECT claims.reservation_id
     FROM reservation_seats AS claims
-    WHERE claims.sale_id = lines.sale_id AND claims.seat_no = lines.seat_no AND claims.status = 'CLAIMED'
+    WHERE claims.sale_id = lines.sale_id AND claims.seat_no = lines.seat_no AND claims.is_claimed
   ) AS claimed_by
 FROM reservation_seats AS lines
 WHERE lines.reservation_id = ANY ($1::uuid[]) AND lines.status <> 'ENDED'
@@ -57,13 +57,13 @@ ORDER BY lines.reservation_id, lines.seat_no;
 SELECT reservation_id
 FROM reservations
 WHERE sale_id = $1
-  AND status = 'PENDING'
+  AND is_pending
   AND expires_at < now() - make_interval(secs => $2)
-  AND NOT EXISTS (
-    SELECT FROM payments
-    WHERE payments.hold_id = reservations.reservation_id
-      AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
-  )
+  AND (
+    SELECT payment_id
+    FROM payments
+    WHERE payments.hold_id = reservations.reservation_id AND is_live AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+  ) IS NULL
 ORDER BY expires_at
 LIMIT $3;
 
@@ -131,12 +131,12 @@ SELECT
     (
       SELECT payment_id
       FROM payments
-      WHERE payments.hold_id = reservations.reservation_id AND payments.status NOT IN ('FAILED', 'VOIDED')
+      WHERE payments.hold_id = reservations.reservation_id AND payments.is_live
     ),
     (
       SELECT payment_id
       FROM payments
-      WHERE payments.hold_id = reservations.reservation_id AND payments.status IN ('FAILED', 'VOIDED')
+      WHERE payments.hold_id = reservations.reservation_id AND NOT payments.is_live
       ORDER BY created_at DESC
       LIMIT 1
     )
@@ -144,7 +144,7 @@ SELECT
   EXISTS (
     SELECT FROM payments
     WHERE payments.hold_id = reservations.reservation_id
-      AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+      AND is_live AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
   ) AS payment_live
 FROM reservations
 WHERE reservation_id = $1 AND user_id = $2;
@@ -172,12 +172,12 @@ SELECT
     (
       SELECT payment_id
       FROM payments
-      WHERE payments.hold_id = reservations.reservation_id AND payments.status NOT IN ('FAILED', 'VOIDED')
+      WHERE payments.hold_id = reservations.reservation_id AND payments.is_live
     ),
     (
       SELECT payment_id
       FROM payments
-      WHERE payments.hold_id = reservations.reservation_id AND payments.status IN ('FAILED', 'VOIDED')
+      WHERE payments.hold_id = reservations.reservation_id AND NOT payments.is_live
       ORDER BY created_at DESC
       LIMIT 1
     )
@@ -185,7 +185,7 @@ SELECT
   EXISTS (
     SELECT FROM payments
     WHERE payments.hold_id = reservations.reservation_id
-      AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+      AND is_live AND status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
   ) AS payment_live
 FROM reservations
 WHERE user_id = $1 AND (created_at, reservation_id) < ($2::timestamptz, $3::uuid)
@@ -198,12 +198,12 @@ LIMIT $4;
 SELECT
   asked.payment_id,
   asked.reservation_id,
-  EXISTS (SELECT FROM payments WHERE payments.payment_id = asked.payment_id) AS is_known,
+  (SELECT payments.payment_id FROM payments WHERE payments.payment_id = asked.payment_id) IS NOT NULL AS is_known,
   (
     SELECT payments.payment_id
     FROM payments
     WHERE payments.hold_id = asked.reservation_id
-      AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+      AND payments.is_live AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
   ) AS live_payment_id,
   ARRAY(
     SELECT lines.seat_no
@@ -234,8 +234,7 @@ WITH claimed AS (
 ), marked AS (
   UPDATE seats
   SET sold = true, updated_at = now()
-  FROM claimed
-  WHERE seats.sale_id = $1 AND seats.seat_no = claimed.seat_no
+  WHERE sale_id = $1 AND seat_no = ANY (ARRAY(SELECT seat_no FROM claimed))
 ), counted AS (
   UPDATE schedules
   SET seats_available = seats_available - (SELECT count(*) FROM claimed), updated_at = now()
@@ -284,7 +283,7 @@ ORDER BY reservation_id, seat_no;
 SELECT claims.seat_no, claims.reservation_id, reservations.fence
 FROM reservation_seats AS claims
 JOIN reservations USING (reservation_id)
-WHERE claims.sale_id = $1 AND claims.seat_no = ANY ($2::text[]) AND claims.status = 'CLAIMED'
+WHERE claims.sale_id = $1 AND claims.seat_no = ANY ($2::text[]) AND claims.is_claimed
 ORDER BY claims.seat_no
 FOR SHARE OF claims;
 

@@ -99,11 +99,11 @@ SELECT
   (
     SELECT count(DISTINCT reservation_id)
     FROM reservation_seats AS claims
-    WHERE claims.sale_id = schedules.sale_id AND claims.status = 'CLAIMED'
+    WHERE claims.sale_id = schedules.sale_id AND claims.is_claimed
   ) + (
     SELECT count(*)
     FROM reservations
-    WHERE reservations.sale_id = schedules.sale_id AND reservations.status = 'PENDING'
+    WHERE reservations.sale_id = schedules.sale_id AND reservations.is_pending
   ),
   ''
 FROM schedules
@@ -137,7 +137,7 @@ SELECT reservation_id
 FROM (
   SELECT reservation_id
   FROM reservation_seats
-  WHERE sale_id = $1 AND status = 'CLAIMED'
+  WHERE sale_id = $1 AND is_claimed
   ORDER BY seat_no
   LIMIT $2
 ) AS claims
@@ -147,12 +147,13 @@ FROM (
   SELECT reservation_id
   FROM reservations
   WHERE sale_id = $1
-    AND status = 'PENDING'
-    AND NOT EXISTS (
-      SELECT FROM payments
-      WHERE payments.reservation_id = reservations.reservation_id
-        AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
-    )
+    AND is_pending
+    AND (
+      SELECT payment_id
+      FROM payments
+      WHERE payments.hold_id = reservations.reservation_id
+        AND is_live AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
+    ) IS NULL
   ORDER BY expires_at
   LIMIT $2
 ) AS unpaid;
@@ -160,8 +161,8 @@ FROM (
 -- name: is_standing
 -- Whether anything of a sale is still held, being paid or bought.
 SELECT
-  EXISTS (SELECT FROM reservation_seats WHERE sale_id = $1 AND status = 'CLAIMED')
-  OR EXISTS (SELECT FROM reservations WHERE sale_id = $1 AND status = 'PENDING');
+  EXISTS (SELECT FROM reservation_seats WHERE sale_id = $1 AND is_claimed)
+  OR EXISTS (SELECT FROM reservations WHERE sale_id = $1 AND is_pending);
 
 -- name: count_called_off
 -- So many more are done; more than were foreseen if some were still on their way here.

@@ -5,7 +5,7 @@
 SELECT seat_no, reservation_id
 FROM reservation_seats
 WHERE sale_id = $1
-  AND status = 'CLAIMED'
+  AND is_claimed
 UNION ALL
 SELECT seat_no, NULL
 FROM seats
@@ -20,7 +20,7 @@ FROM payments
 JOIN reservations USING (reservation_id)
 JOIN reservation_seats AS lines USING (reservation_id)
 WHERE payments.sale_id = $1
-  AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
+  AND payments.is_unsettled
   AND reservations.status = 'PENDING'
   AND lines.status = 'HELD'
 GROUP BY payments.payment_id, payments.hold_id
@@ -32,12 +32,12 @@ SELECT reservation_id AS hold_id, expires_at <= now() AS lapsed, array_agg(lines
 FROM reservations
 JOIN reservation_seats AS lines USING (reservation_id)
 WHERE reservations.sale_id = $1
-  AND reservations.status = 'PENDING'
+  AND reservations.is_pending
   AND lines.status = 'HELD'
   AND NOT EXISTS (
     SELECT FROM payments
     WHERE payments.hold_id = reservations.reservation_id
-      AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
+      AND payments.is_live AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
   )
 GROUP BY reservation_id
 ORDER BY reservations.created_at, reservation_id;
@@ -57,12 +57,12 @@ WITH wanted AS (
   SELECT DISTINCT reservation_id
   FROM reservation_seats
   WHERE sale_id = $1
-    AND status = 'CLAIMED'
+    AND is_claimed
   UNION
   SELECT reservation_id
   FROM reservations
   WHERE sale_id = $1
-    AND status = 'PENDING'
+    AND is_pending
   UNION
   SELECT reservation_id
   FROM reservations
@@ -99,7 +99,7 @@ FROM wanted
 JOIN reservations USING (reservation_id)
 LEFT JOIN payments AS live
   ON live.hold_id = reservations.reservation_id
-  AND live.status NOT IN ('FAILED', 'VOIDED')
+  AND live.is_live
 CROSS JOIN LATERAL (
   SELECT
     array_agg(seat_no ORDER BY seat_no) AS seat_nos,
@@ -117,6 +117,6 @@ LEFT JOIN LATERAL (
   SELECT array_agg(payment_id) AS payment_ids
   FROM payments AS over
   WHERE over.hold_id = reservations.reservation_id
-    AND over.status IN ('FAILED', 'VOIDED')
+    AND NOT over.is_live
 ) AS over ON true
 ORDER BY reservations.created_at, reservations.reservation_id;

@@ -50,12 +50,10 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'WAITING', $12);
 -- nobody could note that it was offered something.
 SELECT
   entry_id, entry_no, user_id, quantity, adjacent, category, section, price_max, accessible, hold_id,
-  EXISTS (
-    SELECT FROM reservations WHERE reservations.reservation_id = entries.hold_id
-  ) AS is_offered
+  (SELECT reservation_id FROM reservations WHERE reservation_id = entries.hold_id) IS NOT NULL AS is_offered
 FROM waiting_list_entries AS entries
 WHERE sale_id = $1
-  AND status = 'WAITING'
+  AND is_waiting
   AND entry_no > $2
   AND (category IS NULL OR category = ANY ($3::text[]))
   AND (section IS NULL OR section = ANY ($4::text[]))

@@ -26,7 +26,7 @@ FROM payments
 JOIN orders USING (order_id)
 JOIN order_items AS lines USING (order_id)
 WHERE payments.sale_id = $1
-  AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
+  AND payments.is_unsettled
   AND orders.status = 'PENDING'
   AND lines.status = 'HELD'
 GROUP BY payments.payment_id, payments.hold_id
@@ -42,12 +42,12 @@ SELECT
 FROM orders
 JOIN order_items AS lines USING (order_id)
 WHERE orders.sale_id = $1
-  AND orders.status = 'PENDING'
+  AND orders.is_pending
   AND lines.status = 'HELD'
   AND NOT EXISTS (
     SELECT FROM payments
     WHERE payments.hold_id = orders.order_id
-      AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
+      AND payments.is_live AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
   )
 GROUP BY orders.order_id
 ORDER BY orders.created_at, orders.order_id;
@@ -99,7 +99,7 @@ WITH wanted AS (
   SELECT order_id
   FROM orders
   WHERE sale_id = $1
-    AND status = 'PENDING'
+    AND is_pending
   UNION ALL
   SELECT order_id
   FROM orders
@@ -140,7 +140,7 @@ FROM wanted
 JOIN orders USING (order_id)
 LEFT JOIN payments AS live
   ON live.hold_id = orders.order_id
-  AND live.status NOT IN ('FAILED', 'VOIDED')
+  AND live.is_live
 CROSS JOIN LATERAL (
   SELECT coalesce(sum(counted), 0) > 0 AS is_bought
   FROM order_items
@@ -163,6 +163,6 @@ LEFT JOIN LATERAL (
   SELECT array_agg(payment_id) AS payment_ids
   FROM payments AS over
   WHERE over.hold_id = orders.order_id
-    AND over.status IN ('FAILED', 'VOIDED')
+    AND NOT over.is_live
 ) AS over ON true
 ORDER BY orders.created_at, orders.order_id;

@@ -25,11 +25,11 @@ VALUES ($1, $2, $3, $4, $5, $6, 'WAITING', $7);
 -- could note that it was offered something.
 SELECT
   entry_id, entry_no, user_id, entries.variant_id, entries.quantity, hold_id,
-  EXISTS (SELECT FROM orders WHERE orders.order_id = entries.hold_id) AS is_offered
+  (SELECT order_id FROM orders WHERE order_id = entries.hold_id) IS NOT NULL AS is_offered
 FROM unnest($1::uuid[], $2::bigint[]) AS freed (variant_id, quantity)
 JOIN waiting_list_entries AS entries
   ON entries.variant_id = freed.variant_id AND entries.quantity <= freed.quantity
-WHERE status = 'WAITING'
+WHERE is_waiting
   AND entry_no > $3
 ORDER BY entry_no
 LIMIT $4;
@@ -38,7 +38,9 @@ LIMIT $4;
 -- For which of these variants anybody waits.
 SELECT variant_id
 FROM unnest($1::uuid[]) AS freed (variant_id)
-WHERE EXISTS (
-  SELECT FROM waiting_list_entries AS entries
-  WHERE entries.variant_id = freed.variant_id AND entries.status = 'WAITING'
+WHERE (
+  SELECT true
+  FROM waiting_list_entries AS entries
+  WHERE entries.variant_id = freed.variant_id AND is_waiting
+  LIMIT 1
 );

@@ -22,7 +22,7 @@ SELECT
     FROM waiting_list_entries AS before
     WHERE before.sale_id = entries.sale_id
       AND before.variant_id IS NOT DISTINCT FROM entries.variant_id
-      AND before.status = 'WAITING'
+      AND before.is_waiting
       AND before.entry_no < entries.entry_no
   ) AS ahead,
   coalesce(reservations.expires_at, orders.expires_at) AS expires_at
@@ -56,7 +56,7 @@ SELECT
     FROM waiting_list_entries AS before
     WHERE before.sale_id = entries.sale_id
       AND before.variant_id IS NOT DISTINCT FROM entries.variant_id
-      AND before.status = 'WAITING'
+      AND before.is_waiting
       AND before.entry_no < entries.entry_no
   ) AS ahead,
   coalesce(reservations.expires_at, orders.expires_at) AS expires_at
@@ -87,7 +87,7 @@ WHERE entry_id = $1 AND status IN ('WAITING', 'OFFERED');
 
 -- name: is_awaited
 -- Whether anybody waits in this sale.
-SELECT EXISTS (SELECT FROM waiting_list_entries WHERE sale_id = $1 AND status = 'WAITING');
+SELECT EXISTS (SELECT FROM waiting_list_entries WHERE sale_id = $1 AND is_waiting);
 
 -- name: note_offers
 -- These were offered what they wait for.
@@ -112,7 +112,7 @@ SET waiting_list = false,
 WHERE sale_id = $1
   AND waiting_list
   AND NOT EXISTS (
-    SELECT FROM waiting_list_entries AS entries WHERE entries.sale_id = $1 AND entries.status = 'WAITING'
+    SELECT FROM waiting_list_entries AS entries WHERE entries.sale_id = $1 AND entries.is_waiting
   );
 
 -- name: follow
@@ -146,10 +146,10 @@ RETURNING entries.sale_id, entries.status;
 UPDATE waiting_list_entries AS entries
 SET status = 'OFFERED',
     updated_at = now()
-WHERE entries.status = 'WAITING'
+WHERE entries.is_waiting
   AND (
-    EXISTS (SELECT FROM reservations WHERE reservation_id = entries.hold_id)
-    OR EXISTS (SELECT FROM orders WHERE order_id = entries.hold_id)
+    (SELECT reservation_id FROM reservations WHERE reservation_id = entries.hold_id) IS NOT NULL
+    OR (SELECT order_id FROM orders WHERE order_id = entries.hold_id) IS NOT NULL
   );
 
 -- name: dismiss
@@ -176,4 +176,4 @@ FROM (
       OR (schedules.schedule_id IS NULL AND sales.closes_at <= now())
     )
 ) AS over
-WHERE entries.sale_id = over.sale_id AND entries.status = 'WAITING';
+WHERE entries.sale_id = over.sale_id AND entries.is_waiting;

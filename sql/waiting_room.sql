@@ -34,6 +34,7 @@ SET
 FROM unnest($2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::boolean[])
   AS token (queue_no, owner, status, admitted_at_ms, ended_at_ms, returned)
 WHERE kept.sale_id = $1
+  AND kept.queue_no = ANY ($2::bigint[])
   AND kept.queue_no = token.queue_no
   AND (kept.status IN ('WAITING', 'ACTIVE') OR (token.returned AND kept.status <> 'PROCESSED'));
 

@@ -67,7 +67,7 @@ async def row(shop: Shop, hold_id: str = HOLD_ID) -> dict[str, Any]:
     lines = await shop.stores.postgres.fetch(
         "SELECT seat_no, price, status FROM reservation_seats WHERE reservation_id = $1 ORDER BY 1", hold_id
     )
-    passing = {"updated_at", "ended_at", "version"}
+    passing = {"updated_at", "ended_at", "version", "is_pending"}
     return {name: value for name, value in found.items() if name not in passing} | {"lines": [tuple(x) for x in lines]}
 
 
