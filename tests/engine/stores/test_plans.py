@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from engine.stores import queries
+from engine.stores.queries import Connection
 
 # Tables that stay small, or of which one row is written for many buyers.
 SMALL = frozenset(
@@ -122,7 +123,7 @@ async def test_in_a_sale_that_is_newer_than_the_statistics(postgres: asyncpg.Poo
         assert await _misread(connection, mode) == ""
 
 
-async def _fill(connection: asyncpg.Connection) -> None:
+async def _fill(connection: Connection) -> None:
     """Rows of every table that grows, none of them unfinished; nobody checks what they mean or refer to."""
     columns = await connection.fetch(
         """
@@ -156,7 +157,7 @@ async def _fill(connection: asyncpg.Connection) -> None:
             await connection.execute(f"INSERT INTO {table} ({', '.join(mine)}) {rows}")
 
 
-async def _misread(connection: asyncpg.Connection, mode: str) -> str:
+async def _misread(connection: Connection, mode: str) -> str:
     """What statements would read that they do not want, a line each."""
     await connection.execute(f"SET plan_cache_mode = force_{mode}_plan")
     misread: list[str] = []
@@ -169,7 +170,7 @@ async def _misread(connection: asyncpg.Connection, mode: str) -> str:
     return "\n".join(misread)
 
 
-async def _plan(connection: asyncpg.Connection, query: queries.Query) -> dict[str, Any]:
+async def _plan(connection: Connection, query: queries.Query) -> dict[str, Any]:
     await connection.execute(f"PREPARE planned AS {query.text}")
     try:
         kinds = await connection.fetchval(
