@@ -1,13 +1,14 @@
 """The rooms that a process keeps, so that people are polled without asking Redis.
 
-One snapshot per open room is refreshed a few times a second, and everybody behind `serving` is answered from it:
-nothing is sent to the store. At or below `serving` a poll runs `enter`, in batches, and its answer is kept until its
-deadline or until the snapshot names its number ended. So store commands grow with time, processes and admissions, not
-with polls.
+One snapshot per open room is refreshed, a few times a second while anybody asks, and everybody behind `serving` is
+answered from it: nothing is sent to the store. At or below `serving` a poll runs `enter`, in batches, and its answer is
+kept until its deadline or until the snapshot names its number ended. So store commands grow with time, processes and
+admissions, not with polls.
 """
 
 import asyncio
 import bisect
+import contextlib
 import random
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from engine import waiting_room
 from engine.refusals import Busy, NotFound
 from engine.sales import Sale, SaleBook
 from engine.stores.coalesce import Coalescer
+from engine.stores.connections import StoreUnavailable
 from engine.stores.replies import Unavailable
 from engine.stores.scripts import Gate
 from engine.waiting_room import (
@@ -36,6 +38,9 @@ from engine.waiting_room import (
 )
 
 REFRESH_EVERY_S: Final = 0.1
+# A room of which nobody asked for so long is read this often: a shop has many, and most of them are quiet.
+QUIET_AFTER_S: Final = 2.0
+QUIET_EVERY_S: Final = 1.0
 
 # What a client is told to wait before it asks again: at least, and while nobody knows how long the line takes.
 POLL_MIN_MS: Final = 250
@@ -97,6 +102,7 @@ class Room:
         self._clock = clock
         self.snapshot: Snapshot | None = None
         self._read_at = 0.0
+        self._asked_at = clock()
         self._gone: list[int] = []
         self._gone_seq = 0
         # People admitted a second, one sample a second: the slow ones among them say what p90 is.
@@ -113,6 +119,20 @@ class Room:
         if self.snapshot is None:
             return 0
         return self.snapshot.now_ms + round((self._clock() - self._read_at) * 1000)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody has asked for a while."""
+        return self._clock() - self._asked_at > QUIET_AFTER_S
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to read it again."""
+        return not self.is_quiet or self._clock() - self._read_at >= QUIET_EVERY_S
+
+    def wake(self) -> None:
+        """Somebody asks."""
+        self._asked_at = self._clock()
 
     def asks(self) -> dict[str, int]:
         """What this room's next snapshot is asked with."""
@@ -227,26 +247,31 @@ class Rooms:
         self._ends = Coalescer(partial(waiting_room.find_ends, postgres), most=256)
 
     async def refresh(self) -> None:
-        """Read a snapshot of each open room and write the signs of life; a few times a second.
+        """Read a snapshot of each open room that is due and write the signs of life; asked for a few times a second.
 
         Raises StoreUnavailable, when what is known simply grows older.
         """
-        wanted = [sale for sale in self._book.sales() if waiting_room.is_on(sale)]
-        for sale_id in self._rooms.keys() - {sale.sale_id for sale in wanted}:
+        wanted = {sale.sale_id: sale for sale in self._book.sales() if waiting_room.is_on(sale)}
+        for sale_id in self._rooms.keys() - wanted.keys():
             del self._rooms[sale_id]
-        await asyncio.gather(*[self._refresh(sale) for sale in wanted])
+        due = [sale for sale_id, sale in wanted.items() if sale_id not in self._rooms or self._rooms[sale_id].is_due]
+        await asyncio.gather(*[self._refresh(sale) for sale in due])
 
     async def find(self, sale: Sale) -> Room | Unavailable:
-        """The room of a sale, read now if this process has not seen it yet."""
+        """The room of a sale, read now if this process has not seen it yet, or nobody has asked for a while."""
         room = self._rooms.get(sale.sale_id)
-        if room is None or room.snapshot is None:
-            refusal = await self._refresh(sale)
-            if refusal is not None:
-                return refusal
-            room = self._rooms[sale.sale_id]
+        if room is None:
+            return await self._refresh(sale)
+        is_quiet = room.is_quiet
+        room.wake()
+        if is_quiet:
+            # One reads it; whoever asks meanwhile, or while the store is away, is answered from what is known.
+            with contextlib.suppress(StoreUnavailable):
+                found = await self._refresh(sale)
+                return found if isinstance(found, Room) else room
         return room
 
-    async def _refresh(self, sale: Sale) -> Unavailable | None:
+    async def _refresh(self, sale: Sale) -> Room | Unavailable:
         room = self._rooms.get(sale.sale_id)
         if room is None:
             room = Room(asyncio.get_running_loop().time)
@@ -263,7 +288,7 @@ class Rooms:
                 break
         self._rooms[sale.sale_id] = room
         await self._write_signs(sale, room)
-        return None
+        return room
 
     async def _write_signs(self, sale: Sale, room: Room) -> None:
         while room.signs:

@@ -83,12 +83,13 @@ class Tied(Reply, frozen=True):
 
 
 class Admitted(Reply, frozen=True):
-    """What one pass of admission did; `more` is 1 when another one has work at once."""
+    """What one pass of admission did, and who is still in line; `more` is 1 when another one has work at once."""
 
     count: int
     serving: int
     skipped: int
     expired: int
+    waiting: int
     more: int
 
 

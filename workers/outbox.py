@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from redis.exceptions import RedisError
 
@@ -33,26 +33,27 @@ class Doorbell:
         self._redis: RedisClient = open_redis(redis_url, connections_max=WAITING_MAX)
         self._places = asyncio.Semaphore(WAITING_MAX)
 
-    async def wait(self, stream_key: str, after: str) -> None:
-        """Return when the stream has an entry after this one, or after a while."""
+    async def wait(self, stream_key: str, after: str) -> bool:
+        """Return when the stream has an entry after this one, which is True, or after a while."""
         if self._places.locked():
             await asyncio.sleep(LOOK_AGAIN_S)
-            return
+            return False
         async with self._places:
             try:
-                await self._redis.xread({stream_key: after}, count=1, block=WAIT_MS)
+                return bool(await self._redis.xread({stream_key: after}, count=1, block=WAIT_MS))
             except (RedisError, OSError) as fault:
                 # The drain itself finds out what is wrong, and says so.
                 logger.debug("not waiting for %s: %s", stream_key, fault)
                 await asyncio.sleep(LOOK_AGAIN_S)
+                return False
 
     async def close(self) -> None:
         """Close its connections."""
         await self._redis.aclose()
 
 
-async def drain(doorbell: Doorbell, reader: Reader, stream_key: str) -> None:
-    """Apply a stream's entries for ever, in the order in which they were written.
+async def drain(doorbell: Doorbell, reader: Reader, stream_key: str, heard: Callable[[], None]) -> None:
+    """Apply a stream's entries for ever, in the order in which they were written; `heard` is told of new ones before.
 
     Raises Divergence when the stream is not what Postgres knows, OwnershipLost when somebody else reads it.
     """
@@ -72,8 +73,11 @@ async def drain(doorbell: Doorbell, reader: Reader, stream_key: str) -> None:
     while not loops.stopping():
         count = await attempts.make(loops.finish(apply_batch()))
         if count == 0 and reader.watermark is not None:
-            await doorbell.wait(stream_key, reader.watermark.entry_id)
+            if await doorbell.wait(stream_key, reader.watermark.entry_id):
+                heard()
             if stream == "journal":
                 await asyncio.sleep(JOURNAL_LINGER_S)
-        elif count and count < BATCH_MAX[stream]:
-            await asyncio.sleep(PACE_S[stream])
+        elif count:
+            heard()
+            if count < BATCH_MAX[stream]:
+                await asyncio.sleep(PACE_S[stream])

@@ -157,12 +157,13 @@ class Shift:
             stream: Reader(self._stores.gate, self._stores.postgres, sale.keys, stream, generation, handler)
             for stream, handler in rebuild.handlers(sale).items()
         }
+        admission = waiting_room.Admission()
         offset = int(sale.sale_id[:4], 16) / 0x10000
         inspect = (INSPECT_EVERY_S, "inspect", Inspection(sale, readers).look)
         ticks: tuple[tuple[float, str, Tick], ...] = (
             inspect,
             (seats.SWEEP_EVERY_S, "sweep", seats.sweep),
-            (waiting_room.ADMIT_EVERY_S, "admit", waiting_room.admit),
+            (waiting_room.ADMIT_EVERY_S, "admit", admission.admit),
             (payments.RECONCILE_EVERY_S, "reconcile", payments.reconcile),
             (waiting_lists.SERVE_EVERY_S, "waiting_lists", waiting_lists.serve),
             *([(cards.ADVANCE_EVERY_S, "cards", partial(cards.advance, self._desk))] if self._desk else []),
@@ -170,7 +171,7 @@ class Shift:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for stream, reader in readers.items():
-                    tasks.create_task(drain(self._doorbell, reader, getattr(sale.keys, stream)))
+                    tasks.create_task(drain(self._doorbell, reader, getattr(sale.keys, stream), admission.stir))
                 # Nothing is held of coupons, nobody waits for them in line, and nobody pays.
                 for seconds, name, tick in (inspect,) if sale.kind == "coupon" else ticks:
                     tasks.create_task(loops.every(seconds, partial(self._tick, tick, sale), name=name, offset=offset))

@@ -29,7 +29,7 @@
 --   poll_max_ms      the longest poll that is ever promised
 --   grace_ms         how long after a promised poll it counts as overdue
 -- RETURNS
---   admitted         count serving skipped expired more
+--   admitted         count serving skipped expired waiting more
 --   sale_unknown
 --   stale_epoch      epoch
 --   sale_rebuilding
@@ -158,4 +158,5 @@ if passed > term("gone_trimmed_no") then
 end
 
 local more = (lapsed == most or #forgotten == most or (looked_at == most and #called < quota)) and 1 or 0
-return { "admitted", #called, serving, skips + #absent, expired, more }
+local in_line = redis.call("ZCARD", waiting) + redis.call("ZCARD", returned)
+return { "admitted", #called, serving, skips + #absent, expired, in_line, more }

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from engine import rooms
 from engine.refusals import NotFound
 from engine.rooms import POLL_MIN_MS, POLL_UNKNOWN_MS, Eta, Place, Room, Rooms
-from engine.stores.connections import Stores
+from engine.stores.connections import Stores, StoreUnavailable
 from engine.stores.replies import SaleUnknown
 from engine.stores.scripts import ScriptFault
 from engine.waiting_room import GRACE_MS, POLL_MAX_MS, Joined, Snapshot
@@ -56,6 +57,39 @@ async def test_a_poll_behind_serving_sends_nothing_to_the_store(front: Front) ->
         places = await asyncio.gather(*[front.place(f"p{number}", number + 1) for number in range(30)])
         assert [place.position for place in places] == numbers
     assert await front.commands() == before
+
+
+async def test_a_quiet_room_is_read_seldom_and_anew_by_whoever_asks(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await front.line.set(room="paused")
+    await front.line.joined("ann", "bob")
+    await front.rooms.refresh()
+    monkeypatch.setattr(rooms, "QUIET_AFTER_S", 0.0)
+    monkeypatch.setattr(rooms, "QUIET_EVERY_S", 3600.0)
+    await front.line.leave("ann", 1)
+    before = await front.commands()
+    await front.rooms.refresh()
+    assert await front.commands() == before
+    assert (await front.place("bob", 2)).ahead == 0
+    assert await front.commands() == before + 1
+    monkeypatch.setattr(rooms, "QUIET_EVERY_S", 0.0)
+    await front.rooms.refresh()
+    assert await front.commands() == before + 3  # and bob's sign of life
+
+
+async def test_a_quiet_room_answers_from_what_is_known_while_the_store_is_away(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await front.line.joined("ann", "bob")
+    await front.rooms.refresh()
+    monkeypatch.setattr(rooms, "QUIET_AFTER_S", 0.0)
+
+    async def away(*_: object, **__: object) -> None:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr("engine.waiting_room.snapshot", away)
+    assert (await front.place("bob", 2)).ahead == 1
 
 
 async def test_a_place_is_exact_as_people_leave_and_are_called(front: Front) -> None:

@@ -170,7 +170,7 @@ async def test_nobody_joins_while_postgres_is_too_far_behind(line: Line) -> None
 
 async def test_the_head_of_the_line_is_called_first(line: Line) -> None:
     await line.joined("ann", "bob", "cat")
-    assert await line.admit(2) == waiting_room.Admitted(count=2, serving=2, skipped=0, expired=0, more=1)
+    assert await line.admit(2) == waiting_room.Admitted(count=2, serving=2, skipped=0, expired=0, waiting=1, more=1)
     assert (await line.scores("active")).keys() == {user("ann"), user("bob")}
     assert (await line.told())[-1] == ("admitted", "1,2")
     assert (await line.admit(2)).count == 1

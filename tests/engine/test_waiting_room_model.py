@@ -234,7 +234,8 @@ class Model:
             self.old.remove(queue_no)
             self._forget(queue_no, self.ended.pop(queue_no))
         more = most in (lapsed_most, len(forgotten)) or (len(called) + len(absent) == most and len(called) < quota)
-        return Admitted(len(called), self.serving, skipped + len(absent), expired, int(more))
+        waiting = sum(token.status in {"WAITING", "RETURNED"} for token in self.live.values())
+        return Admitted(len(called), self.serving, skipped + len(absent), expired, waiting, int(more))
 
     def _in_order(self, status: str) -> list[str]:
         people = [(token.queue_no, owner) for owner, token in self.live.items() if token.status == status]

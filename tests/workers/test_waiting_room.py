@@ -1,12 +1,16 @@
 """The line: a worker calls its head, and nobody loses a place when the store is lost."""
 
+import asyncio
 from typing import Any
+
+import pytest
 
 from engine import ids, waiting_room
 from engine.stores.connections import Stores
 from tests.engine.test_rebuild import lose
 from tests.shop import Shop, open_shop
 from tests.workers.working import shift, until
+from workers.waiting_room import QUIET_EVERY_S, Admission
 
 
 async def join(shop: Shop, name: str) -> int:
@@ -102,3 +106,51 @@ async def test_a_number_that_was_never_given_out_is_not_put_back(stores: Stores)
     await shop.rebuild()
     ceiling = int(await shop.term("queue_no"))
     assert not isinstance(await put_back(shop, "ann", ceiling + 1), waiting_room.PutBack)
+
+
+async def test_a_line_in_which_nobody_stands_is_looked_at_once_a_second_and_at_once_when_somebody_joins(
+    stores: Stores,
+) -> None:
+    shop = await open_shop(stores, room="open", active_max=10)
+    sale = await shop.sale()
+    admission = Admission()
+
+    async def looks(times: int) -> int:
+        before = stores.gate.statistics.batches
+        for _ in range(times):
+            assert not await admission.admit(stores, sale)
+        return stores.gate.statistics.batches - before
+
+    assert await looks(5) == 1
+    await join(shop, "ann")
+    admission.stir()
+    assert await looks(3) == 1  # she is in, and nobody is behind her
+    await asyncio.sleep(QUIET_EVERY_S)
+    assert await looks(3) == 1
+
+
+async def test_a_line_in_which_people_stand_is_looked_at_in_every_pass(stores: Stores) -> None:
+    shop = await open_shop(stores, room="open", active_max=1)
+    sale = await shop.sale()
+    for name in ("ann", "bob"):
+        await join(shop, name)
+    before = stores.gate.statistics.batches
+    admission = Admission()
+    for _ in range(5):
+        assert not await admission.admit(stores, sale)
+    assert stores.gate.statistics.batches - before == 5
+
+
+async def test_whoever_joins_a_quiet_line_is_called_because_the_journal_tells_of_it(
+    stores_any: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.waiting_room.QUIET_EVERY_S", 3600.0)
+    shop = await open_shop(stores_any, room="open", active_max=2)
+    async with shift(stores_any):
+        for name in ("ann", "bob"):
+            queue_no = await join(shop, name)
+
+            async def is_in(queue_no: int = queue_no) -> bool:
+                return (await kept(shop)).get(queue_no) == "ACTIVE"
+
+            await until(is_in)
