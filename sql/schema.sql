@@ -229,6 +229,7 @@ CREATE TABLE tiers (
   CONSTRAINT tiers_no UNIQUE (sale_id, tier_no)
 );
 
+-- Half of a page is left for what a seat becomes: sold, or blocked. An update beside its row leaves the indexes alone.
 CREATE TABLE seats (
   sale_id uuid NOT NULL REFERENCES sales,
   seat_no text NOT NULL CHECK (length(seat_no) BETWEEN 5 AND 20),
@@ -252,7 +253,7 @@ CREATE TABLE seats (
   CONSTRAINT seats_place CHECK (area IS NULL OR (section = area AND row_name = 'GA' AND NOT accessible)),
   FOREIGN KEY (sale_id, area) REFERENCES areas,
   FOREIGN KEY (sale_id, block) REFERENCES blocks
-);
+) WITH (fillfactor = 50);
 -- What is left of an area is counted. `sold` stands in no index: each sale changes it, and would then change the index.
 CREATE INDEX seats_places ON seats (sale_id, area) WHERE area IS NOT NULL;
 
@@ -911,6 +912,7 @@ CREATE INDEX waiting_list_entries_mine ON waiting_list_entries (user_id, entry_n
 
 -- The waiting room ---------------------------------------------------------------------------------------------------
 
+-- Half of a page is left: each row is rewritten when its owner is called, and when they are done.
 CREATE TABLE queue_tokens (
   sale_id uuid NOT NULL,
   queue_no bigint NOT NULL,
@@ -923,7 +925,7 @@ CREATE TABLE queue_tokens (
   ended_at timestamptz,
   updated_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (sale_id, queue_no)
-);
+) WITH (fillfactor = 50);
 CREATE INDEX queue_tokens_created ON queue_tokens (created_at);
 
 -- The outbox ---------------------------------------------------------------------------------------------------------
