@@ -46,10 +46,8 @@ def _row(name: str, ours: float, theirs: float, unit: str) -> Row:
 
 
 async def _make_source(running: Shop, quantity: int) -> str:
-    terms = {"name": "Bench", "type": "RATE", "discount_rate": 10, "quantity": quantity}
-    usable = {"usable_from": "2026-01-01T00:00:00Z", "usable_to": "2036-01-01T00:00:00Z"}
-    made = await running.order("POST", "/v1/admin/coupons", terms | usable)
-    coupon_id: str = made["coupon_id"]
+    coupon_id = await running.make_coupons(quantity)
+    await running.settle()
     return coupon_id
 
 

@@ -53,6 +53,7 @@ class Bench:
         """Everybody orders one unit, all of the one variant of a new drop; ends when Postgres has every order."""
         running, count = self._running, len(self._tokens)
         sale_id, variant_id = await running.make_drop(count, hold_s=HOLD_S)
+        await running.settle()
         meter = Meter(await parts_of(running))
         per_s = await self.send("/v1/orders", variant_id, count)
         await _check(running, HELD, sale_id, {"orders": count, "units": count}, within_s=60.0)
@@ -145,6 +146,7 @@ async def paid_orders() -> tuple[list[Row], list[str]]:
 async def _buy(running: Shop, tokens: Sequence[str]) -> Journeys:
     """Everybody orders a unit and pays it by balance; ends when every payment is durable, and counts the rows."""
     sale_id, variant_id = await running.make_drop(len(tokens))
+    await running.settle()
     body = {"lines": [{"variant_id": variant_id, "quantity": 1}]}
     client, waiting = running.client, iter(tokens)
     times: dict[str, list[float]] = {"order": [], "pay": []}

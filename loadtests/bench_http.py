@@ -144,11 +144,13 @@ async def requests_and_polls() -> tuple[list[Row], list[str]]:
         for _ in range(ROUNDS):
             found["post"].append((await bench.noop_posts()).per_s)
             schedule_id, _ = await running.make_sale(REQUESTS)
+            await running.settle()
             found["reserve"].append((await bench.reservations(schedule_id)).per_s)
             await asyncio.sleep(REST_S)
             found["rows"].append((await bench.rows()).per_s)
             _, sale_id = await running.make_sale(1)
             await running.open_room(sale_id, state="prequeue")
+            await running.settle()
             found["join"].append((await bench.joins(sale_id, tokens)).per_s)
             await asyncio.sleep(REST_S)
             found["get"].append((await bench.noop_gets()).per_s)
@@ -283,6 +285,7 @@ async def journeys(
     """Join, ask, reserve, pay, a seat each; ends when every payment is durable, and counts what Postgres has."""
     schedule_id, sale_id = await running.make_sale(count)
     await running.open_room(sale_id)
+    await running.settle()
     times: dict[str, list[float]] = {"join": [], "status": [], "reserve": [], "pay": []}
     endings: Counter[str] = Counter()
     numbers = iter(range(count))

@@ -29,6 +29,8 @@ from loadtests.client import Client, NoAnswer
 READY_WITHIN_S = 60.0
 STOPS_WITHIN_S = 30.0
 ACCOUNTS_AT_ONCE = 1000
+# A worker looks for sales that are new, and for what was changed about them, once in so long.
+SETTLED_AFTER_S = 1.0
 # Where the stores of a run live in its folder.
 DATA = "data"
 BALANCE = 10_000_000
@@ -121,6 +123,10 @@ class Shop:
         """Open the waiting room of a sale so wide that nobody waits longer than a tick, unless told otherwise."""
         wide: dict[str, object] = {"state": "open", "active_max": 1_000_000, "admitted_per_minute_max": 10_000_000}
         await self.order("PATCH", f"/v1/admin/sales/{sale_id}/queue", {**wide, **settings})
+
+    async def settle(self) -> None:
+        """Wait until what was made or changed is known everywhere: a sale is made long before its crowd comes."""
+        await asyncio.sleep(SETTLED_AFTER_S)
 
 
 def seat_no(n: int, *, per_row: int = 1000) -> str:
