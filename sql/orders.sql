@@ -210,7 +210,8 @@ WHERE sale_id = $1
   AND (
     SELECT payment_id
     FROM payments
-    WHERE payments.hold_id = orders.order_id AND is_live AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
+    WHERE payments.hold_id = orders.order_id
+      AND payments.is_live AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT', 'SUCCESS')
   ) IS NULL
 ORDER BY expires_at
 LIMIT $3;

@@ -152,7 +152,7 @@ FROM (
       SELECT payment_id
       FROM payments
       WHERE payments.hold_id = reservations.reservation_id
-        AND is_live AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
+        AND payments.is_live AND payments.status IN ('PENDING', 'AUTHORISED', 'IN_DOUBT')
     ) IS NULL
   ORDER BY expires_at
   LIMIT $2

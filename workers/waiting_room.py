@@ -14,14 +14,14 @@ QUIET_EVERY_S = 1.0
 
 
 class Admission:
-    """Admission to one sale: a few times a second while anybody is in line or its journal tells of somebody new."""
+    """Admission to one sale: a few times a second while anybody is in line or its streams tell of something new."""
 
     def __init__(self) -> None:
         self._is_awaited = True
         self._looked_at = 0.0
 
     def stir(self) -> None:
-        """Something was written in the journal: somebody may have joined."""
+        """Something was written in a stream of the sale: somebody may have joined, or be back."""
         self._is_awaited = True
 
     async def admit(self, stores: Stores, sale: Sale) -> bool:
