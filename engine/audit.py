@@ -416,13 +416,15 @@ async def _find_unfinished(found: Questions, halls: Sequence[Hall], grace_s: int
         await found.ask("find_unfinished", grace_s),
         lambda row: f"{row['what']} {row['id']} should have ended at {row['since']:%F %T}",
     )
+    letters = await found.ask("find_dead_letters")
     case.accuse_all(
-        await found.ask("find_dead_letters"),
+        letters,
         lambda row: (
-            f"sale {row['sale_id']}: entry {row['n']} of the {row['stream']} ({row['kind']}) waits for an operator: "
-            f"{row['error']}"
+            f"sale {row['sale_id']}: entry {row['n']} of the {row['stream']} ({row['kind']}) was not applied and waits "
+            f"for {'the word on its payment' if row['is_in_doubt'] else 'a rebuild'}: {row['error']}"
         ),
     )
+    case.lying.update(row["sale_id"] for row in letters if not row["is_in_doubt"])
     overdue_ms = await found.read_clock() - grace_s * 1000
     case.looked_at["holds in Redis"] = 0
     for hall in halls:

@@ -678,8 +678,16 @@ ORDER BY since, id
 LIMIT $1;
 
 -- name: find_dead_letters
--- Entries that wait for an operator.
-SELECT sale_id, stream, epoch, n, kind, error, count(*) OVER () AS total
+-- Entries that could not be applied: the word on a payment in doubt is an operator's, all else a rebuild answers.
+SELECT
+  sale_id,
+  stream,
+  n,
+  kind,
+  error,
+  (SELECT status FROM payments WHERE payments.payment_id = dead_letters.payment_id)
+    IS NOT DISTINCT FROM 'IN_DOUBT' AS is_in_doubt,
+  count(*) OVER () AS total
 FROM dead_letters
 WHERE resolved_at IS NULL
 ORDER BY created_at

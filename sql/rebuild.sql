@@ -41,6 +41,16 @@ SET epoch = $2,
     updated_at = now()
 WHERE sale_id = $1;
 
+-- name: answer_letters
+-- What could not be applied was not so: the copy that said it is gone, and the new one is written from the rows. A payment
+-- in doubt still waits for an operator's word.
+UPDATE dead_letters
+SET resolution = 'REBUILT',
+    resolved_at = now()
+WHERE sale_id = $1
+  AND resolution IS NULL
+  AND (SELECT status FROM payments WHERE payments.payment_id = dead_letters.payment_id) IS DISTINCT FROM 'IN_DOUBT';
+
 -- name: list_ended_tokens
 -- Numbers of the line after this one that ended within the last hour, and all with which somebody has bought: these are
 -- remembered for another hour, because a token of the lost copy may be shown again.

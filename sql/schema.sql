@@ -985,7 +985,8 @@ CREATE TABLE dead_letters (
   fields jsonb NOT NULL,
   error text NOT NULL,
   payment_id uuid,
-  resolution text CHECK (resolution IN ('AUTHORISED', 'FAILED')),
+  -- An operator's word on the payment it concerns; REBUILT: of no payment in doubt, it ended with its copy in Redis.
+  resolution text CHECK (resolution IN ('AUTHORISED', 'FAILED', 'REBUILT')),
   resolved_at timestamptz,
   created_at timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (sale_id, stream, epoch, n)

@@ -257,6 +257,8 @@ async def test_an_issue_that_cannot_be_read_is_buried_and_redis_is_written_anew(
     assert (await shop.row())["store_state"] == "frozen"
     await shop.rebuild()
     await shop.check()
+    letters = await stores.postgres.fetch("SELECT resolution FROM dead_letters")
+    assert [letter["resolution"] for letter in letters] == ["REBUILT", "REBUILT"]
     await shop.issued("bob")
     await shop.drain()
     await shop.check()

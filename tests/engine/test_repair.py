@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine import seats
 from engine.audit import audit
 from engine.repair import repair
 from engine.stores.connections import Stores
@@ -81,6 +82,21 @@ async def test_a_sale_that_is_closed_or_lost_is_opened(shop: Shop, stores: Store
     await repair(stores, report)
     assert await wrong(stores) == set()
     assert await shop.states() == {"A-1-1": "SOLD", "A-1-2": "SOLD"}
+
+
+async def test_what_postgres_refuses_ends_with_the_copy_that_told_of_it(shop: Shop, stores: Stores) -> None:
+    """A buyer who is nobody: the entry stays set aside and named, until the sale is written anew without it."""
+    sale = await shop.sale()
+    held = await seats.hold(stores.gate, sale, hold_id=STRANGER, buyer_id=STRANGER, fingerprint="", seat_nos=["A-1-5"])
+    assert isinstance(held, seats.Held)
+    await shop.drain()
+    report = await audit(stores.redis, stores.postgres, settle_s=0.5)
+    findings = next(check.findings for check in report.checks if check.invariant == "I7")
+    assert "entry 2 of the journal (held) was not applied and waits for a rebuild" in findings[0]
+    assert (await repair(stores, report)).rebuilt == [shop.sale_id]
+    assert await wrong(stores) == set()
+    assert await shop.states() == {"A-1-1": "SOLD", "A-1-2": "SOLD"}
+    assert await stores.postgres.fetchval("SELECT resolution FROM dead_letters") == "REBUILT"
 
 
 async def test_money_is_never_made_to_fit(shop: Shop, stores: Stores) -> None:

@@ -312,3 +312,16 @@ async def test_a_doubt_that_is_still_refused_stays_in_doubt(shop: Shop) -> None:
         await settlement.resolve(postgres, sale, payment_id=request.payment_id, resolution="AUTHORISED")
     assert await shop.payment(request.payment_id) == "IN_DOUBT"
     assert await shop.rows("SELECT resolution FROM dead_letters") == [(None,)]
+
+
+async def test_a_doubt_outlives_a_rebuild(shop: Shop) -> None:
+    """What is to become of a payment is for a person to say, whatever becomes of the copy that told of it."""
+    request, postgres = await _doubtful(shop), shop.stores.postgres
+    await poison(shop, payment_id="none")
+    await shop.drain()
+    await shop.rebuild()
+    assert await shop.rows("SELECT resolution FROM dead_letters ORDER BY n") == [(None,), ("REBUILT",)]
+    sale = await shop.sale()
+    assert await settlement.resolve(postgres, sale, payment_id=request.payment_id, resolution="AUTHORISED")
+    assert await shop.payment(request.payment_id) == "SUCCESS"
+    assert await shop.rows("SELECT resolution FROM dead_letters ORDER BY n") == [("AUTHORISED",), ("REBUILT",)]

@@ -561,7 +561,7 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
             VALUES ('{SALE}', 'outbox', 1, 1, '1-0', 'confirmed', '{{}}', 'no such seat')
             """
         ),
-        "entry 1 of the outbox (confirmed) waits for an operator: no such seat",
+        "entry 1 of the outbox (confirmed) was not applied and waits for a rebuild: no such seat",
     ),
     "an offer is another's": (
         {"I4"},
