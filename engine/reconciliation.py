@@ -1,5 +1,6 @@
 """Reconciliation: what a process left half done between Redis and Postgres is finished."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import asyncpg
@@ -16,6 +17,8 @@ SQL = queries.load("payments")
 
 # A PENDING row this long past its deadline was not told of its end.
 FORGOTTEN_S: Final = 60.0
+# What has moved within so long is in somebody's hands.
+MOVING_S: Final = 2.0
 
 
 class Reconciled(msgspec.Struct):
@@ -25,6 +28,12 @@ class Reconciled(msgspec.Struct):
     ended: int = 0
     abandoned: int = 0
     restored: int = 0
+
+
+async def find_unfinished(postgres: asyncpg.Pool, sale_ids: Sequence[str]) -> list[str]:
+    """Which of these sales Postgres has anything of that may have to be finished, here or at a card gateway."""
+    rows = await SQL.find_unfinished.fetch(postgres, sale_ids, MOVING_S, FORGOTTEN_S)
+    return [row["sale_id"] for row in rows]
 
 
 async def reconcile(

@@ -117,10 +117,11 @@ class Configured(Reply, frozen=True):
 
 
 class Checkpoint(Reply, frozen=True):
-    """Where the line of a sale stands, which version of its terms the store has, and how far Postgres is behind it.
+    """What its owner looks at of a sale: its line, its streams, the terms that the store has, and what is due.
 
     `stranded` seats, or variants some of whose units, were freed for a waiting list that is over. `product_changes` is
-    the last change of its products that the store was told of.
+    the last change of its products that the store was told of. Of each stream the last number given out, and number and
+    id of the last entry. `lapsed` holds are to end or to be forgotten, `overdue` payments are past their deadline.
     """
 
     version: int
@@ -131,6 +132,14 @@ class Checkpoint(Reply, frozen=True):
     journal_behind: int
     stranded: int
     product_changes: int
+    outbox_counter: int
+    outbox_n: int
+    outbox_id: str
+    journal_counter: int
+    journal_n: int
+    journal_id: str
+    lapsed: int
+    overdue: int
 
 
 CHECKPOINT = Script("sales/checkpoint", SaleKeys, Checkpoint | SaleUnknown | StaleEpoch | SaleRebuilding)
@@ -188,13 +197,18 @@ class SaleBook:
         """The sale as its row stands now; the book keeps it."""
         return await self._by_id.submit(sale_id)
 
-    async def refresh(self) -> None:
-        """Read what was made or changed since the last refresh; each process does so about once a second."""
+    async def refresh(self) -> list[str]:
+        """Read what was made or changed since the last refresh; each process does so about once a second.
+
+        Returns the sales that are others now than this book knew.
+        """
         rows = await SQL.list_changed_sales.fetch(self._postgres, self._read_until)
+        known = {row["sale_id"]: self._sales.get(row["sale_id"]) for row in rows}
         self._keep(rows)
         if rows:
             # The database's clock alone decides; a quiet second reads the same few rows again.
             self._read_until = rows[-1]["updated_at"] - COMMITS_WITHIN
+        return [sale_id for sale_id, sale in known.items() if self._sales[sale_id] != sale]
 
     async def _read_by_id(self, sale_ids: list[str]) -> Sequence[Sale | None]:
         rows = await SQL.find_sales.fetch(self._postgres, list(set(sale_ids)))
@@ -282,19 +296,20 @@ async def would_sell_again(connection: queries.Connection, *, sale_id: str, chan
     return is_called_off
 
 
-async def checkpoint(stores: Stores, sale: Sale) -> Checkpoint | SaleUnknown | StaleEpoch | SaleRebuilding:
+async def look(gate: Gate, sale: Sale) -> Checkpoint | SaleUnknown | StaleEpoch | SaleRebuilding:
+    """Look where a sale stands; changes nothing."""
+    return await CHECKPOINT(gate, sale.keys, epoch=sale.epoch, queue_no_ceiling=0)
+
+
+async def keep_checkpoint(stores: Stores, sale: Sale, found: Checkpoint) -> None:
     """Remember in Postgres how far the line has come, and allow it more numbers, there first and then in the store."""
-    reply = await CHECKPOINT(stores.gate, sale.keys, epoch=sale.epoch, queue_no_ceiling=0)
-    if not isinstance(reply, Checkpoint):
-        return reply
-    is_short = reply.queue_no_ceiling - reply.queue_no < QUEUE_NO_STEP // 2
-    if not is_short and reply.serving <= sale.serving:
-        return reply
-    ceiling = reply.queue_no + QUEUE_NO_STEP if is_short else 0
-    kept = await SQL.keep_checkpoint.fetchval(stores.postgres, sale.sale_id, sale.epoch, reply.serving, ceiling)
-    if kept is None or not is_short:
-        return reply
-    return await CHECKPOINT(stores.gate, sale.keys, epoch=sale.epoch, queue_no_ceiling=kept)
+    is_short = found.queue_no_ceiling - found.queue_no < QUEUE_NO_STEP // 2
+    if not is_short and found.serving <= sale.serving:
+        return
+    ceiling = found.queue_no + QUEUE_NO_STEP if is_short else 0
+    kept = await SQL.keep_checkpoint.fetchval(stores.postgres, sale.sale_id, sale.epoch, found.serving, ceiling)
+    if kept is not None and is_short:
+        await CHECKPOINT(stores.gate, sale.keys, epoch=sale.epoch, queue_no_ceiling=kept)
 
 
 def stored_terms(sale: Sale) -> tuple[Argument, ...]:

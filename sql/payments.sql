@@ -156,6 +156,34 @@ WHERE sale_id = $1
 ORDER BY updated_at
 LIMIT $3;
 
+-- name: find_unfinished
+-- Which of these sales may have anything for the reconciler: what has not moved for $2 seconds, what waits to be given back
+-- or blocked, money that came late, and rows more than $3 seconds past their deadline.
+SELECT sale_id FROM payments
+WHERE is_unsettled AND updated_at < now() - make_interval(secs => $2) AND sale_id = ANY ($1::uuid[])
+UNION
+SELECT sale_id FROM restores WHERE done_at IS NULL AND sale_id = ANY ($1)
+UNION
+SELECT sale_id FROM seat_blocks WHERE done_at IS NULL AND sale_id = ANY ($1)
+UNION
+SELECT sale_id FROM late_payments WHERE status = 'PENDING' AND sale_id = ANY ($1)
+UNION
+SELECT sale_id FROM unnest($1) AS asked (sale_id)
+WHERE (
+  SELECT true
+  FROM reservations
+  WHERE reservations.sale_id = asked.sale_id AND is_pending AND expires_at < now() - make_interval(secs => $3)
+  LIMIT 1
+)
+UNION
+SELECT sale_id FROM unnest($1) AS asked (sale_id)
+WHERE (
+  SELECT true
+  FROM orders
+  WHERE orders.sale_id = asked.sale_id AND is_pending AND expires_at < now() - make_interval(secs => $3)
+  LIMIT 1
+);
+
 -- name: finish_restores
 -- Redis says of these what Postgres says.
 UPDATE restores SET done_at = now(), attempts = attempts + 1 WHERE hold_id = ANY ($1::uuid[]);

@@ -5,8 +5,9 @@ is finished also when the loop is stopped, so that a stop never cuts a batch in 
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import asyncpg
@@ -29,6 +30,8 @@ VERDICTS = (OwnershipLost, Divergence, Reopen)
 AWAY = (StoreUnavailable, RedisError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 PAUSE_MAX_S = 10.0
+# How long a loop rests for which nobody rings.
+REST_MAX_S = 60.0
 # How long a pass may go on after its loop was stopped.
 FINISH_WITHIN_S = 10.0
 
@@ -68,19 +71,52 @@ def stopping() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+class Bell:
+    """Lets a loop rest until somebody rings, because most of the time most sales have nothing to do.
+
+    Args:
+        rest_max_s: what nobody rings for is looked at after so long all the same.
+    """
+
+    def __init__(self, rest_max_s: float = REST_MAX_S) -> None:
+        self.rest_max_s = rest_max_s
+        self._rung = asyncio.Event()
+
+    def ring(self) -> None:
+        """There is something to do; also for a loop that is at work, which then does not rest."""
+        self._rung.set()
+
+    async def rest(self, seconds: float = 0.0) -> bool:
+        """Pause for so long, and then until it is rung; returns whether it was."""
+        if seconds:
+            await asyncio.sleep(seconds)
+        if not self._rung.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.rest_max_s):
+                    await self._rung.wait()
+        was_rung = self._rung.is_set()
+        self._rung.clear()
+        return was_rung
+
+
 async def every(
-    seconds: float, work: Callable[[], Coroutine[Any, Any, object]], *, name: str, offset: float = 0.0
+    seconds: float,
+    work: Callable[[], Coroutine[Any, Any, object]],
+    *,
+    name: str,
+    offset: float = 0.0,
+    rest: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
     """Do `work` for ever with this pause after each pass, or none while it answers True: there is more.
 
-    The first pass waits for `offset` of a pause, so that the loops of many sales do not all run in one moment. Raises
-    what `VERDICTS` names.
+    `rest` makes the pause: a bell's lasts until it is rung. The first pass waits for `offset` of a pause, so that the
+    loops of many sales do not all run in one moment. Raises what `VERDICTS` names.
     """
     await asyncio.sleep(seconds * offset)
     attempts = Attempts(name)
     while not stopping():
         more = await attempts.make(finish(work()))
-        await asyncio.sleep(0.0 if more is True else seconds)
+        await (asyncio.sleep(0.0) if more is True else rest(seconds))
 
 
 async def finish(work: Coroutine[Any, Any, R]) -> R:

@@ -9,11 +9,14 @@ from redis.exceptions import RedisError
 from engine.stores.connections import RedisClient, open_redis
 from engine.stores.outbox import BATCH_MAX, Reader, Stream
 from workers import loops, metrics
+from workers.loops import Bell
 
 logger = logging.getLogger(__name__)
 
-# Reads that may wait at the server at once; each holds a connection. Streams beyond that are looked at in turn.
+# Reads that may wait at the server at once; each holds a connection. Half of them are for streams of which something
+# was heard lately; for the others the sale's owner looks once a second.
 WAITING_MAX = 512
+QUIET_AFTER_S = 30.0
 WAIT_MS = 4000
 LOOK_AGAIN_S = 0.05
 # A batch costs hardly more than an entry: what comes right behind one waits for company, and what ends a pause of the
@@ -31,34 +34,39 @@ class Doorbell:
 
     def __init__(self, redis_url: str) -> None:
         self._redis: RedisClient = open_redis(redis_url, connections_max=WAITING_MAX)
-        self._places = asyncio.Semaphore(WAITING_MAX)
+        self._waiting = 0
 
-    async def wait(self, stream_key: str, after: str) -> bool:
-        """Return when the stream has an entry after this one, which is True, or after a while."""
-        if self._places.locked():
+    async def wait(self, stream_key: str, after: str, bell: Bell, *, is_quiet: bool) -> bool:
+        """Return when the stream has an entry after this one, which is True, or after a while.
+
+        Where too many wait already, and all the sooner for a quiet stream, it is the bell that is waited for.
+        """
+        if self._waiting >= (WAITING_MAX // 2 if is_quiet else WAITING_MAX):
+            return await bell.rest()
+        self._waiting += 1
+        try:
+            return bool(await self._redis.xread({stream_key: after}, count=1, block=WAIT_MS))
+        except (RedisError, OSError) as fault:
+            # The drain itself finds out what is wrong, and says so.
+            logger.debug("not waiting for %s: %s", stream_key, fault)
             await asyncio.sleep(LOOK_AGAIN_S)
             return False
-        async with self._places:
-            try:
-                return bool(await self._redis.xread({stream_key: after}, count=1, block=WAIT_MS))
-            except (RedisError, OSError) as fault:
-                # The drain itself finds out what is wrong, and says so.
-                logger.debug("not waiting for %s: %s", stream_key, fault)
-                await asyncio.sleep(LOOK_AGAIN_S)
-                return False
+        finally:
+            self._waiting -= 1
 
     async def close(self) -> None:
         """Close its connections."""
         await self._redis.aclose()
 
 
-async def drain(doorbell: Doorbell, reader: Reader, stream_key: str, heard: Callable[[], None]) -> None:
+async def drain(doorbell: Doorbell, reader: Reader, stream_key: str, bell: Bell, heard: Callable[[], None]) -> None:
     """Apply a stream's entries for ever, in the order in which they were written; `heard` is told of new ones before.
 
     Raises Divergence when the stream is not what Postgres knows, OwnershipLost when somebody else reads it.
     """
     stream = reader.stream
     loop = asyncio.get_running_loop()
+    heard_at = loop.time()
 
     async def apply_batch() -> int:
         began_at = loop.time()
@@ -73,11 +81,13 @@ async def drain(doorbell: Doorbell, reader: Reader, stream_key: str, heard: Call
     while not loops.stopping():
         count = await attempts.make(loops.finish(apply_batch()))
         if count == 0 and reader.watermark is not None:
-            if await doorbell.wait(stream_key, reader.watermark.entry_id):
+            is_quiet = loop.time() - heard_at > QUIET_AFTER_S
+            if await doorbell.wait(stream_key, reader.watermark.entry_id, bell, is_quiet=is_quiet):
                 heard()
             if stream == "journal":
                 await asyncio.sleep(JOURNAL_LINGER_S)
         elif count:
+            heard_at = loop.time()
             heard()
             if count < BATCH_MAX[stream]:
                 await asyncio.sleep(PACE_S[stream])

@@ -8,19 +8,20 @@ generation, and whatever it tries to write is refused.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from engine import coupons, offers, products, rebuild, sales, shifts
+from engine import coupons, offers, products, rebuild, reconciliation, sales, shifts
 from engine.cards import Cards
 from engine.coupons import CountedCoupons
 from engine.sales import Checkpoint, Sale, SaleBook
 from engine.stores import outbox
 from engine.stores.connections import Stores
 from engine.stores.outbox import Divergence, Head, OwnershipLost, Reader, Stream
-from engine.stores.replies import SaleUnknown, word_of
+from engine.stores.replies import word_of
 from workers import cancellations, cards, loops, metrics, payments, seats, waiting_lists, waiting_room
-from workers.loops import Reopen
+from workers.loops import Bell, Reopen
 from workers.outbox import Doorbell, drain
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,27 @@ logger = logging.getLogger(__name__)
 TAKE_EVERY_S = 0.5
 RENEW_EVERY_S = outbox.LEASE_S / 5
 INSPECT_EVERY_S = 1.0
+# What a process left half done has stood still for seconds when it is asked for.
+ASK_EVERY_S = 2.0
 
 Tick = Callable[[Stores, Sale], Coroutine[Any, Any, bool]]
+
+
+@dataclass(frozen=True)
+class Bells:
+    """What wakes the loops of one copy of a sale, which rest as long as there is nothing for them to do."""
+
+    sweep: Bell = field(default_factory=Bell)
+    admit: Bell = field(default_factory=Bell)
+    waiting_lists: Bell = field(default_factory=Bell)
+    reconcile: Bell = field(default_factory=Bell)
+    cards: Bell = field(default_factory=Bell)
+    streams: Mapping[Stream, Bell] = field(default_factory=lambda: {stream: Bell() for stream in outbox.STREAMS})
+
+    def ring_all(self) -> None:
+        """The sale is another than it was: each loop looks what that means for it."""
+        for bell in (self.sweep, self.admit, self.waiting_lists, self.reconcile, self.cards):
+            bell.ring()
 
 
 class Shift:
@@ -49,6 +69,7 @@ class Shift:
         self._doorbell = Doorbell(str(stores.settings.redis_url))
         self._owned: dict[str, int] = {}
         self._services: dict[str, asyncio.Task[None]] = {}
+        self._bells: dict[str, Bells] = {}
         self._share = 0
 
     async def run(self) -> None:
@@ -57,7 +78,8 @@ class Shift:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(loops.every(RENEW_EVERY_S, self._renew, name="renew"))
                 tasks.create_task(loops.every(TAKE_EVERY_S, self._take, name="take"))
-                tasks.create_task(loops.every(INSPECT_EVERY_S, self._book.refresh, name="refresh"))
+                tasks.create_task(loops.every(INSPECT_EVERY_S, self._refresh, name="refresh"))
+                tasks.create_task(loops.every(ASK_EVERY_S, self._ask, name="ask"))
                 tasks.create_task(loops.every(cancellations.CALL_OFF_EVERY_S, self._call_off, name="call_off"))
                 tasks.create_task(
                     loops.every(
@@ -103,6 +125,19 @@ class Shift:
         if surplus:
             await self._drop(list(surplus))
             await outbox.give_back_ownership(self._stores.postgres, self._worker, surplus)
+
+    async def _refresh(self) -> None:
+        """Learn of sales that were made or changed."""
+        for sale_id in await self._book.refresh():
+            if bells := self._bells.get(sale_id):
+                bells.ring_all()
+
+    async def _ask(self) -> None:
+        """Wake who finishes what was left half done, of all sales that are served here by one question."""
+        for sale_id in await reconciliation.find_unfinished(self._stores.postgres, list(self._bells)):
+            if bells := self._bells.get(sale_id):
+                bells.reconcile.ring()
+                bells.cards.ring()
 
     async def _call_off(self) -> bool:
         """Go on with events that are off, also those whose sales other workers own."""
@@ -157,24 +192,30 @@ class Shift:
             stream: Reader(self._stores.gate, self._stores.postgres, sale.keys, stream, generation, handler)
             for stream, handler in rebuild.handlers(sale).items()
         }
-        admission = waiting_room.Admission()
+        bells = self._bells[sale_id] = Bells()
         offset = int(sale.sale_id[:4], 16) / 0x10000
-        inspect = (INSPECT_EVERY_S, "inspect", Inspection(sale, readers).look)
-        ticks: tuple[tuple[float, str, Tick], ...] = (
-            inspect,
-            (seats.SWEEP_EVERY_S, "sweep", seats.sweep),
-            (waiting_room.ADMIT_EVERY_S, "admit", admission.admit),
-            (payments.RECONCILE_EVERY_S, "reconcile", payments.reconcile),
-            (waiting_lists.SERVE_EVERY_S, "waiting_lists", waiting_lists.serve),
-            *([(cards.ADVANCE_EVERY_S, "cards", partial(cards.advance, self._desk))] if self._desk else []),
-        )
         try:
             async with asyncio.TaskGroup() as tasks:
+
+                def repeat(seconds: float, name: str, tick: Tick, bell: Bell | None = None) -> None:
+                    rest = bell.rest if bell else asyncio.sleep
+                    work = partial(self._tick, tick, sale)
+                    tasks.create_task(loops.every(seconds, work, name=name, offset=offset, rest=rest))
+
                 for stream, reader in readers.items():
-                    tasks.create_task(drain(self._doorbell, reader, getattr(sale.keys, stream), admission.stir))
+                    key, bell = getattr(sale.keys, stream), bells.streams[stream]
+                    tasks.create_task(drain(self._doorbell, reader, key, bell, bells.admit.ring))
+                repeat(INSPECT_EVERY_S, "inspect", Inspection(sale, readers, bells).look)
                 # Nothing is held of coupons, nobody waits for them in line, and nobody pays.
-                for seconds, name, tick in (inspect,) if sale.kind == "coupon" else ticks:
-                    tasks.create_task(loops.every(seconds, partial(self._tick, tick, sale), name=name, offset=offset))
+                if sale.kind != "coupon":
+                    admit = partial(waiting_room.admit, bells.admit)
+                    serve = partial(waiting_lists.serve, bells.waiting_lists)
+                    repeat(seats.SWEEP_EVERY_S, "sweep", seats.sweep, bells.sweep)
+                    repeat(waiting_room.ADMIT_EVERY_S, "admit", admit, bells.admit)
+                    repeat(waiting_lists.SERVE_EVERY_S, "waiting_lists", serve, bells.waiting_lists)
+                    repeat(payments.RECONCILE_EVERY_S, "reconcile", payments.reconcile, bells.reconcile)
+                    if self._desk:
+                        repeat(cards.ADVANCE_EVERY_S, "cards", partial(cards.advance, self._desk), bells.cards)
         except ExceptionGroup as group:
             fault = min(group.exceptions, key=_finality)
             if isinstance(fault, Divergence):
@@ -183,6 +224,7 @@ class Shift:
                 raise Reopen(f"frozen: {fault}") from group
             raise fault from group
         finally:
+            self._bells.pop(sale_id, None)
             metrics.forget_behind(sale.sale_id)
 
     async def _tick(self, tick: Tick, sale: Sale) -> bool:
@@ -191,11 +233,13 @@ class Shift:
 
 
 class Inspection:
-    """Compares, once a second, what Redis and Postgres say of one copy of a sale."""
+    """Looks once a second whether Redis and Postgres say the same of one copy of a sale, and rings for what is due."""
 
-    def __init__(self, sale: Sale, readers: Mapping[Stream, Reader]) -> None:
+    def __init__(self, sale: Sale, readers: Mapping[Stream, Reader], bells: Bells) -> None:
         self._sale = sale
         self._readers = readers
+        self._bells = bells
+        self._row = sale
 
     async def look(self, stores: Stores, row: Sale) -> bool:
         """Compare, and remember where the line stands; `row` is the sale as it is now.
@@ -204,25 +248,51 @@ class Inspection:
         """
         if row.store_state != "open" or row.epoch != self._sale.epoch:
             raise Reopen("its row was changed")
-        if not self._is_at_rest(await outbox.HEAD(stores.gate, row.keys)):
+        if row != self._row:
+            self._row = row
+            self._bells.ring_all()
+        if row.kind == "coupon":
+            return await self._look_at_coupons(stores, row)
+        found = await sales.look(stores.gate, row)
+        await self._compare(stores, row, found)
+        if not isinstance(found, Checkpoint):
+            raise Divergence(f"the store answers {word_of(type(found))}")
+        await sales.keep_checkpoint(stores, row, found)
+        if found.version < row.version:
+            await offers.send(stores.gate, stores.postgres, row)
+        if found.product_changes < row.product_changes:
+            await products.tell(stores.gate, stores.postgres, row)
+        if found.stranded > 0:
+            await waiting_lists.give_back(stores, row)
+        if found.lapsed > 0:
+            self._bells.sweep.ring()
+        if found.overdue > 0:
+            self._bells.reconcile.ring()
+        metrics.keep_behind(row.sale_id, outbox=found.outbox_behind, journal=found.journal_behind)
+        return False
+
+    async def _compare(self, stores: Stores, row: Sale, found: object) -> None:
+        """Raise Divergence unless both streams continue what Postgres has; ring for what their readers lack.
+
+        Where both end at what their readers remember, nothing else has to be asked: nobody but the owner moves a
+        watermark.
+        """
+        is_at_rest = True
+        for stream, reader in self._readers.items():
+            end = _end_of(stream, found)
+            mark = reader.watermark
+            if mark is None or end != (mark.n, mark.n, mark.entry_id):
+                is_at_rest = False
+                self._bells.streams[stream].ring()
+        if not is_at_rest:
             wrong = await outbox.inspect(stores.gate, stores.postgres, row.keys, row.epoch)
             if wrong:
                 raise Divergence(wrong)
-        if row.kind == "coupon":
-            return await self._look_at_coupons(stores, row)
-        reply = await sales.checkpoint(stores, row)
-        if not isinstance(reply, Checkpoint):
-            raise Divergence(f"the store answers {word_of(type(reply))}")
-        if reply.version < row.version:
-            await offers.send(stores.gate, stores.postgres, row)
-        if reply.product_changes < row.product_changes:
-            await products.tell(stores.gate, stores.postgres, row)
-        if reply.stranded > 0:
-            await waiting_lists.give_back(stores, row)
-        metrics.keep_behind(row.sale_id, outbox=reply.outbox_behind, journal=reply.journal_behind)
-        return False
 
     async def _look_at_coupons(self, stores: Stores, row: Sale) -> bool:
+        head = await outbox.HEAD(stores.gate, row.keys)
+        is_same = isinstance(head, Head) and head.epoch == row.epoch
+        await self._compare(stores, row, head if is_same else None)
         reply = await coupons.COUNT(stores.gate, row.keys, epoch=row.epoch)
         if not isinstance(reply, CountedCoupons) or reply.state != "open":
             raise Divergence(f"the store answers {reply}")
@@ -231,22 +301,15 @@ class Inspection:
         metrics.keep_behind(row.sale_id, outbox=reply.outbox_behind, journal=0)
         return False
 
-    def _is_at_rest(self, head: Head | SaleUnknown) -> bool:
-        """Whether both streams end where their readers stand: then nothing else has to be asked.
 
-        Nobody but the owner moves a watermark, so what the readers remember is what Postgres has.
-        """
-        if isinstance(head, SaleUnknown) or head.epoch != self._sale.epoch:
-            return False
-        ends = {
-            "outbox": (head.outbox_counter, head.outbox_n, head.outbox_id),
-            "journal": (head.journal_counter, head.journal_n, head.journal_id),
-        }
-        return all(
-            reader.watermark is not None
-            and ends[stream] == (reader.watermark.n, reader.watermark.n, reader.watermark.entry_id)
-            for stream, reader in self._readers.items()
-        )
+def _end_of(stream: Stream, found: object) -> tuple[int, int, str] | None:
+    """The last number that a stream gave out, and number and id of its last entry; None where the store has no sale."""
+    match found, stream:
+        case Head() | Checkpoint(), "outbox":
+            return found.outbox_counter, found.outbox_n, found.outbox_id
+        case Head() | Checkpoint(), "journal":
+            return found.journal_counter, found.journal_n, found.journal_id
+    return None
 
 
 def _finality(fault: Exception) -> int:

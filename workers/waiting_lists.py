@@ -6,6 +6,7 @@ from engine import seat_waiting_lists, variant_waiting_lists, waiting_lists
 from engine.sales import Sale
 from engine.stores.connections import Stores
 from workers import metrics
+from workers.loops import Bell
 
 SERVE_EVERY_S = 0.5
 FOLLOW_EVERY_S = 1.0
@@ -16,10 +17,14 @@ NOTE_EVERY_S = 30.0
 _KINDS: Final = {"seats": seat_waiting_lists.SEATS, "stock": variant_waiting_lists.UNITS}
 
 
-async def serve(stores: Stores, sale: Sale) -> bool:
-    """Offer what was freed in a sale that has a waiting list; returns whether more can be done at once."""
+async def serve(bell: Bell, stores: Stores, sale: Sale) -> bool:
+    """Offer what was freed in a sale that has a waiting list; returns whether more can be done at once.
+
+    As long as it has one, the bell is rung for the next pass.
+    """
     if not sale.waiting_list:
         return False
+    bell.ring()
     served = await waiting_lists.serve(stores, sale, _KINDS[sale.kind])
     metrics.OFFERED.inc(served.offered)
     return served.more

@@ -378,7 +378,9 @@ async def test_the_line_goes_on_above_every_number_and_admits_nobody_for_a_minut
     sale = await shop.sale()
     redis: Any = stores_any.redis
     await redis.hset(sale.keys.sale, mapping={"queue_no": 40, "serving": 30})
-    await sales.checkpoint(stores_any, sale)
+    found = await sales.look(stores_any.gate, sale)
+    assert isinstance(found, sales.Checkpoint)
+    await sales.keep_checkpoint(stores_any, sale, found)
     ceiling = (await shop.row())["queue_no_ceiling"]
     await lose(stores_any)
     await shop.rebuild()

@@ -191,3 +191,53 @@ async def test_a_claim_cannot_be_given_up_while_redis_is_told_of_it(shop: Shop) 
         assert not done
     assert (await restoring).restored == 1
     assert await shop.states() == {}
+
+
+# What there is to do --------------------------------------------------------------------------------------------------
+
+
+async def is_unfinished(shop: Shop) -> bool:
+    other = await open_shop(shop.stores)  # in which nobody did anything
+    found = await reconciliation.find_unfinished(shop.stores.postgres, [shop.sale_id, other.sale_id])
+    assert set(found) <= {shop.sale_id}
+    assert await reconciliation.find_unfinished(shop.stores.postgres, [other.sale_id]) == []
+    return bool(found)
+
+
+async def test_a_sale_of_which_nothing_stands_still_is_not_named(shop: Shop) -> None:
+    await shop.buy("A-1-1")
+    await shop.hold("A-1-2")
+    await shop.authorise(await shop.hold("A-1-3"))  # somebody is still at it
+    await shop.drain()
+    assert not await is_unfinished(shop)
+
+
+async def test_a_payment_that_stands_still_is_something_to_do(shop: Shop) -> None:
+    request = await shop.authorise(await shop.hold("A-1-1"))
+    await shop.age(request.payment_id)
+    assert await is_unfinished(shop)
+    await reconcile(shop)
+    await shop.drain()
+    assert not await is_unfinished(shop)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "UPDATE reservations SET expires_at = now() - interval '1 hour'",
+        """
+        INSERT INTO restores (hold_id, sale_id, fence, token_goes_next)
+        SELECT reservation_id, sale_id, 1, false FROM reservations
+        """,
+        """
+        INSERT INTO seat_blocks (seat_block_id, sale_id, seat_nos, blocked, fingerprint)
+        SELECT reservation_id, sale_id, '{A-1-3}', true, '' FROM reservations
+        """,
+    ],
+    ids=["a forgotten row", "something to give back", "seats to block"],
+)
+async def test_what_was_left_behind_is_something_to_do(shop: Shop, left: str) -> None:
+    await shop.hold("A-1-1")
+    await shop.drain()
+    await shop.stores.postgres.execute(left)
+    assert await is_unfinished(shop)

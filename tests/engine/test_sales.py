@@ -180,7 +180,7 @@ async def test_a_sale_that_is_not_open_is_refused(
     if fields:
         await store(stores, sale.sale_id, **fields)
     assert await offers.send(stores.gate, stores.postgres, sale) == refusal
-    assert await sales.checkpoint(stores, sale) == refusal
+    assert await sales.look(stores.gate, sale) == refusal
 
 
 # Terms ----------------------------------------------------------------------------------------------------------------
@@ -259,17 +259,26 @@ async def kept(postgres: asyncpg.Pool, sale_id: str) -> tuple[int, int]:
     return row["serving"], row["queue_no_ceiling"]
 
 
+async def checkpoint(stores: Stores, sale: Sale) -> sales.Checkpoint:
+    """Keep what is found, as the owner does, and look again."""
+    found = await sales.look(stores.gate, sale)
+    assert isinstance(found, sales.Checkpoint)
+    await sales.keep_checkpoint(stores, sale, found)
+    found = await sales.look(stores.gate, sale)
+    assert isinstance(found, sales.Checkpoint)
+    return found
+
+
 async def test_a_checkpoint_keeps_serving_and_allows_more_numbers(stores_any: Stores) -> None:
     stores = stores_any
     sale_id = await make(stores.postgres)
     sale = await SaleBook(stores.postgres).find(sale_id)
     assert sale is not None
     await store(stores, sale_id, queue_no=10, serving=4, queue_no_ceiling=20)
-    reply = await sales.checkpoint(stores, sale)
-    assert isinstance(reply, sales.Checkpoint)
+    reply = await checkpoint(stores, sale)
     assert (reply.queue_no, reply.serving, reply.queue_no_ceiling) == (10, 4, 10 + sales.QUEUE_NO_STEP)
     assert await kept(stores.postgres, sale_id) == (4, 10 + sales.QUEUE_NO_STEP)
-    assert await sales.checkpoint(stores, sale) == reply
+    assert await checkpoint(stores, sale) == reply
 
 
 async def test_serving_never_goes_back(stores: Stores) -> None:
@@ -277,9 +286,9 @@ async def test_serving_never_goes_back(stores: Stores) -> None:
     sale = await SaleBook(stores.postgres).find(sale_id)
     assert sale is not None
     await store(stores, sale_id, serving=9)
-    await sales.checkpoint(stores, sale)
+    await checkpoint(stores, sale)
     await store(stores, sale_id, serving=2)
-    await sales.checkpoint(stores, sale)
+    await checkpoint(stores, sale)
     assert (await kept(stores.postgres, sale_id))[0] == 9
 
 
@@ -290,8 +299,7 @@ async def test_a_ceiling_that_only_the_row_has_reaches_the_store(stores: Stores)
     # The process died between the two writes.
     await stores.postgres.execute("UPDATE sales SET queue_no_ceiling = 5000000 WHERE sale_id = $1", sale_id)
     await store(stores, sale_id, queue_no=100, queue_no_ceiling=100)
-    reply = await sales.checkpoint(stores, sale)
-    assert isinstance(reply, sales.Checkpoint)
+    reply = await checkpoint(stores, sale)
     assert reply.queue_no_ceiling == 5_000_000
 
 
@@ -299,7 +307,7 @@ async def test_an_old_copy_moves_no_checkpoint(stores: Stores) -> None:
     sale_id = await make(stores.postgres, epoch=2)
     await store(stores, sale_id, epoch=1, serving=50, queue_no=100)
     old = Sale(sale_id=sale_id, epoch=1)
-    await sales.checkpoint(stores, old)
+    await checkpoint(stores, old)
     assert await kept(stores.postgres, sale_id) == (0, 0)
     assert await stored(stores, sale_id, "queue_no_ceiling") is None
 

@@ -391,7 +391,7 @@ async def test_what_a_list_that_is_over_left_behind_is_seen_and_given_back(goods
     await goods.stores.postgres.execute("UPDATE sales SET waiting_list = false, version = version + 1")
     sale = await goods.sale()
     await offers.send(goods.stores.gate, goods.stores.postgres, sale)
-    reply = await sales.checkpoint(goods.stores, sale)
+    reply = await sales.look(goods.stores.gate, sale)
     assert isinstance(reply, sales.Checkpoint)
     assert reply.stranded == 1
     assert await variant_waiting_lists.give_back(goods.stores, sale) == 1

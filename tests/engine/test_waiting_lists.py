@@ -400,7 +400,7 @@ async def test_what_a_list_that_is_over_left_behind_is_seen_and_given_back(line:
     await line.shop.stores.postgres.execute("UPDATE sales SET waiting_list = false, version = version + 1")
     sale = await line.shop.sale()
     await offers.send(line.shop.stores.gate, line.shop.stores.postgres, sale)
-    reply = await sales.checkpoint(line.shop.stores, sale)
+    reply = await sales.look(line.shop.stores.gate, sale)
     assert isinstance(reply, sales.Checkpoint)
     assert reply.stranded == 1
     assert await seat_waiting_lists.give_back(line.shop.stores, sale) == 1

@@ -7,6 +7,7 @@ import pytest
 from engine.stores.connections import StoreUnavailable
 from engine.stores.outbox import Divergence
 from workers import loops
+from workers.loops import Bell
 
 
 async def test_a_failed_pass_does_not_end_the_loop() -> None:
@@ -106,3 +107,34 @@ async def test_a_lost_cancellation_stops_the_loop_all_the_same() -> None:
     async with asyncio.timeout(10):
         await task
     assert passes == 0
+
+
+async def test_a_loop_rests_until_it_is_rung_and_a_ring_while_it_works_counts() -> None:
+    bell = Bell(rest_max_s=3600)
+    passes: asyncio.Queue[int] = asyncio.Queue()
+    count = 0
+
+    async def work() -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            bell.ring()  # something came up meanwhile
+        passes.put_nowait(count)
+
+    loop = asyncio.create_task(loops.every(0.0, work, name="test", rest=bell.rest))
+    async with asyncio.timeout(10):
+        assert await passes.get() == 1
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert passes.empty()
+        bell.ring()
+        assert [await passes.get(), await passes.get()] == [2, 3]
+    loop.cancel()
+
+
+async def test_a_loop_that_nobody_rings_for_looks_all_the_same() -> None:
+    bell = Bell(rest_max_s=0.001)
+    assert not await bell.rest()
+    bell.ring()
+    assert await bell.rest()
+    assert not await bell.rest()

@@ -154,7 +154,7 @@ async def test_units_freed_for_a_list_that_is_over_are_the_publics(stores: Store
     keys = (await drop.sale()).keys
     await stores.redis.hset(keys.stock, mapping=dict.fromkeys(drop.variant_ids.values(), 7))  # type: ignore[misc]
     await stores.redis.hset(keys.stock_freed, mapping=dict.fromkeys(drop.variant_ids.values(), 3))  # type: ignore[misc]
-    reply = await sales.checkpoint(stores, await drop.sale())
+    reply = await sales.look(stores.gate, await drop.sale())
     assert isinstance(reply, sales.Checkpoint)
     assert reply.stranded == 2
     async with shift(stores):

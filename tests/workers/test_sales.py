@@ -2,7 +2,11 @@
 
 import asyncio
 import signal
+from functools import partial
 from typing import Any
+
+import msgspec
+import pytest
 
 from engine import rebuild, sales, shifts
 from engine.sales import QUEUE_NO_STEP
@@ -11,6 +15,9 @@ from engine.stores.connections import Stores
 from tests.engine.test_rebuild import lose
 from tests.shop import Shop, new_shop, open_shop
 from tests.workers.working import lapse_leases, owners, process, shift, until
+from workers.loops import Bell
+from workers.outbox import Doorbell
+from workers.sales import Bells, Inspection
 
 
 async def is_open(shop: Shop, epoch: int) -> bool:
@@ -168,6 +175,74 @@ async def _begun(shop: Shop) -> bool:
 
 async def _is_open_in_any_epoch(shop: Shop) -> bool:
     return bool((await shop.row())["store_state"] == "open")
+
+
+# At rest --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_sale_at_rest_costs_its_owner_one_call(stores: Stores) -> None:
+    shop = await open_shop(stores)
+    await shop.buy("A-1-1")
+    await shop.drain()
+    sale = await shop.sale()
+    generation, bells = await shop.own(), Bells()
+    readers = {
+        stream: outbox.Reader(stores.gate, stores.postgres, sale.keys, stream, generation, handler)
+        for stream, handler in rebuild.handlers(sale).items()
+    }
+    inspection = Inspection(sale, readers, bells)
+    for reader in readers.values():
+        assert await reader.drain() == 0
+
+    async def calls() -> int:
+        before = stores.gate.statistics.batches
+        assert not await inspection.look(stores, sale)
+        return stores.gate.statistics.batches - before
+
+    assert await calls() == 1
+    assert not any([await rings(bell) for bell in (bells.sweep, bells.admit, bells.reconcile, *bells.streams.values())])
+    # Something is written, and something is due: whoever is to do it is woken.
+    await shop.hold("A-1-2")
+    await stores.redis.execute_command("ZADD", sale.keys.deadlines, "1", "x")
+    await stores.redis.execute_command("ZADD", sale.keys.paying, "1", "x")
+    assert await calls() > 1
+    assert [await rings(bells.sweep), await rings(bells.reconcile), await rings(bells.admit)] == [True, True, False]
+    assert {stream: await rings(bell) for stream, bell in bells.streams.items()} == {"outbox": False, "journal": True}
+    assert not await inspection.look(stores, msgspec.structs.replace(sale, room="open"))
+    assert await rings(bells.admit)
+
+
+async def rings(bell: Bell) -> bool:
+    bell.rest_max_s = 0.001
+    return await bell.rest()
+
+
+async def test_a_stream_for_which_no_connection_is_left_is_read_when_its_owner_sees_an_entry(
+    stores_any: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.outbox.WAITING_MAX", 0)
+    shops = [await open_shop(stores_any) for _ in range(3)]
+    async with shift(stores_any):
+        for shop in shops:
+            await until(partial(_owned, stores_any, shop))
+        for number in (1, 2):
+            for shop in shops:
+                request = await shop.buy(f"A-1-{number}")
+                await until(partial(has, shop, request.payment_id), within_s=10)
+    for shop in shops:
+        await shop.drain()
+        await shop.check()
+
+
+async def test_a_quiet_stream_leaves_its_connection_to_others(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.outbox.WAITING_MAX", 1)
+    doorbell, bell = Doorbell(str(stores.settings.redis_url)), Bell(rest_max_s=0.001)
+    await stores.redis.execute_command("XADD", "news", "*", "n", "1")
+    try:
+        assert await doorbell.wait("news", "0-0", bell, is_quiet=False)
+        assert not await doorbell.wait("news", "0-0", bell, is_quiet=True)
+    finally:
+        await doorbell.close()
 
 
 # Sharing --------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """The line: a worker calls its head, and nobody loses a place when the store is lost."""
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,7 +9,8 @@ from engine.stores.connections import Stores
 from tests.engine.test_rebuild import lose
 from tests.shop import Shop, open_shop
 from tests.workers.working import shift, until
-from workers.waiting_room import QUIET_EVERY_S, Admission
+from workers.loops import REST_MAX_S, Bell
+from workers.waiting_room import QUIET_EVERY_S, admit
 
 
 async def join(shop: Shop, name: str) -> int:
@@ -108,37 +108,27 @@ async def test_a_number_that_was_never_given_out_is_not_put_back(stores: Stores)
     assert not isinstance(await put_back(shop, "ann", ceiling + 1), waiting_room.PutBack)
 
 
-async def test_a_line_in_which_nobody_stands_is_looked_at_once_a_second_and_at_once_when_somebody_joins(
-    stores: Stores,
-) -> None:
-    shop = await open_shop(stores, room="open", active_max=10)
-    sale = await shop.sale()
-    admission = Admission()
-
-    async def looks(times: int) -> int:
-        before = stores.gate.statistics.batches
-        for _ in range(times):
-            assert not await admission.admit(stores, sale)
-        return stores.gate.statistics.batches - before
-
-    assert await looks(5) == 1
-    await join(shop, "ann")
-    admission.stir()
-    assert await looks(3) == 1  # she is in, and nobody is behind her
-    await asyncio.sleep(QUIET_EVERY_S)
-    assert await looks(3) == 1
-
-
-async def test_a_line_in_which_people_stand_is_looked_at_in_every_pass(stores: Stores) -> None:
+async def test_a_line_rests_unless_somebody_stands_in_it(stores: Stores) -> None:
     shop = await open_shop(stores, room="open", active_max=1)
-    sale = await shop.sale()
-    for name in ("ann", "bob"):
-        await join(shop, name)
-    before = stores.gate.statistics.batches
-    admission = Admission()
-    for _ in range(5):
-        assert not await admission.admit(stores, sale)
-    assert stores.gate.statistics.batches - before == 5
+    sale, bell = await shop.sale(), Bell()
+
+    async def is_rung() -> bool:
+        bell.rest_max_s = 0.001
+        return await bell.rest()
+
+    for name, rings in ((None, False), ("ann", False), ("bob", True)):  # she is in, and he waits for her to leave
+        if name:
+            await join(shop, name)
+        assert not await admit(bell, stores, sale)
+        assert bell.rest_max_s == QUIET_EVERY_S  # what lapses inside is ended
+        assert await is_rung() is rings
+
+
+async def test_where_there_is_no_line_nothing_is_asked(stores: Stores) -> None:
+    shop = await open_shop(stores)
+    bell, before = Bell(), stores.gate.statistics.batches
+    assert not await admit(bell, stores, await shop.sale())
+    assert (stores.gate.statistics.batches, bell.rest_max_s) == (before, REST_MAX_S)
 
 
 async def test_whoever_joins_a_quiet_line_is_called_because_the_journal_tells_of_it(

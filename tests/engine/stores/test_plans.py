@@ -51,6 +51,7 @@ WHOLE = frozenset({"audit", "coupon_copies", "rebuild", "repair", "seat_copies",
 UNFINISHED = frozenset(
     {
         "errands.take_errands",
+        "payments.find_unfinished",
         "waiting_lists.dismiss",
         "waiting_lists.follow",
         "waiting_lists.note_forgotten",
