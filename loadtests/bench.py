@@ -20,6 +20,7 @@ from loadtests import (
     bench_http,
     bench_imports,
     bench_maps,
+    bench_rest,
     bench_slots,
 )
 from loadtests.results import Row, print_table, write
@@ -60,6 +61,7 @@ PARTS: dict[str, Part] = {
     "imports": _imports,
     "maps": bench_maps.maps,
     "holding": _holding,
+    "rest": bench_rest.rest,
     "persist": _persist,
     "line": _line,
 }

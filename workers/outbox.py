@@ -4,21 +4,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from engine.stores.connections import RedisClient, open_redis
-from engine.stores.outbox import BATCH_MAX, Reader, Stream
+from engine.stores.outbox import BATCH_MAX, WRITTEN, Reader, Stream
 from workers import loops, metrics
 from workers.loops import Bell
 
 logger = logging.getLogger(__name__)
 
-# Reads that may wait at the server at once; each holds a connection. Half of them are for streams of which something
-# was heard lately; for the others the sale's owner looks once a second.
-WAITING_MAX = 512
-QUIET_AFTER_S = 30.0
-WAIT_MS = 4000
-LOOK_AGAIN_S = 0.05
+SUBSCRIBE_AGAIN_S = 0.25
 # A batch costs hardly more than an entry: what comes right behind one waits for company, and what ends a pause of the
 # journal does, too, as nobody waits for that. Measured at 8,000 orders a second, until Postgres has all: with the
 # journal's pace the worker and Postgres take 48 and not 57 µs of CPU for an order, and a tenth more are answered.
@@ -27,46 +22,40 @@ JOURNAL_LINGER_S = 0.05
 
 
 class Doorbell:
-    """Waits for new entries of any stream, on connections of its own.
+    """Rings for streams that have something new: one subscription for all sales of a worker, however many rest."""
 
-    One read can wait for streams of one slot only, so each stream has its own read.
-    """
+    def __init__(self, listener: Redis) -> None:
+        self._listener = listener
+        self.bells: dict[str, Bell] = {}  # by the keys of their streams
 
-    def __init__(self, redis_url: str) -> None:
-        self._redis: RedisClient = open_redis(redis_url, connections_max=WAITING_MAX)
-        self._waiting = 0
+    async def listen(self) -> None:
+        """Listen until cancelled. What is not heard meanwhile, the owner's look at its sale rings for."""
+        while True:
+            try:
+                async with self._listener.pubsub() as channel:
+                    await channel.subscribe(WRITTEN)
+                    for bell in self.bells.values():
+                        bell.ring()  # what was written meanwhile was not heard
+                    async for message in channel.listen():
+                        if message["type"] == "message":
+                            self._ring(message["data"].decode())
+            except (RedisError, OSError) as fault:
+                logger.warning("not listening for what is written: %r", fault)
+            await asyncio.sleep(SUBSCRIBE_AGAIN_S)
 
-    async def wait(self, stream_key: str, after: str, bell: Bell, *, is_quiet: bool) -> bool:
-        """Return when the stream has an entry after this one, which is True, or after a while.
-
-        Where too many wait already, and all the sooner for a quiet stream, it is the bell that is waited for.
-        """
-        if self._waiting >= (WAITING_MAX // 2 if is_quiet else WAITING_MAX):
-            return await bell.rest()
-        self._waiting += 1
-        try:
-            return bool(await self._redis.xread({stream_key: after}, count=1, block=WAIT_MS))
-        except (RedisError, OSError) as fault:
-            # The drain itself finds out what is wrong, and says so.
-            logger.debug("not waiting for %s: %s", stream_key, fault)
-            await asyncio.sleep(LOOK_AGAIN_S)
-            return False
-        finally:
-            self._waiting -= 1
-
-    async def close(self) -> None:
-        """Close its connections."""
-        await self._redis.aclose()
+    def _ring(self, stream_key: str) -> None:
+        if bell := self.bells.get(stream_key):
+            bell.ring()
 
 
-async def drain(doorbell: Doorbell, reader: Reader, stream_key: str, bell: Bell, heard: Callable[[], None]) -> None:
+async def drain(reader: Reader, bell: Bell, heard: Callable[[], None]) -> None:
     """Apply a stream's entries for ever, in the order in which they were written; `heard` is told of new ones before.
 
-    Raises Divergence when the stream is not what Postgres knows, OwnershipLost when somebody else reads it.
+    Rests when there are none, until the bell is rung. Raises Divergence when the stream is not what Postgres knows,
+    OwnershipLost when somebody else reads it.
     """
     stream = reader.stream
     loop = asyncio.get_running_loop()
-    heard_at = loop.time()
 
     async def apply_batch() -> int:
         began_at = loop.time()
@@ -81,13 +70,11 @@ async def drain(doorbell: Doorbell, reader: Reader, stream_key: str, bell: Bell,
     while not loops.stopping():
         count = await attempts.make(loops.finish(apply_batch()))
         if count == 0 and reader.watermark is not None:
-            is_quiet = loop.time() - heard_at > QUIET_AFTER_S
-            if await doorbell.wait(stream_key, reader.watermark.entry_id, bell, is_quiet=is_quiet):
+            if await bell.rest():
                 heard()
             if stream == "journal":
                 await asyncio.sleep(JOURNAL_LINGER_S)
         elif count:
-            heard_at = loop.time()
             heard()
             if count < BATCH_MAX[stream]:
                 await asyncio.sleep(PACE_S[stream])

@@ -66,7 +66,7 @@ class Shift:
         self._worker = worker
         self._desk = desk
         self._book = SaleBook(stores.postgres)
-        self._doorbell = Doorbell(str(stores.settings.redis_url))
+        self._doorbell = Doorbell(stores.listener)
         self._owned: dict[str, int] = {}
         self._services: dict[str, asyncio.Task[None]] = {}
         self._bells: dict[str, Bells] = {}
@@ -76,6 +76,7 @@ class Shift:
         """Work until cancelled; then finish what was begun, and give every sale back at once."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._doorbell.listen())
                 tasks.create_task(loops.every(RENEW_EVERY_S, self._renew, name="renew"))
                 tasks.create_task(loops.every(TAKE_EVERY_S, self._take, name="take"))
                 tasks.create_task(loops.every(INSPECT_EVERY_S, self._refresh, name="refresh"))
@@ -98,7 +99,6 @@ class Shift:
                 await shifts.leave(self._stores.postgres, self._worker)
             except loops.AWAY as fault:
                 logger.warning("%s left without a word, its leases run out: %s", self._worker, fault)
-            await self._doorbell.close()
 
     async def _take(self) -> None:
         """Take sales up to a fair share, and serve all that are owned."""
@@ -193,6 +193,8 @@ class Shift:
             for stream, handler in rebuild.handlers(sale).items()
         }
         bells = self._bells[sale_id] = Bells()
+        rung = {getattr(sale.keys, stream): bells.streams[stream] for stream in readers}
+        self._doorbell.bells.update(rung)
         offset = int(sale.sale_id[:4], 16) / 0x10000
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -203,8 +205,7 @@ class Shift:
                     tasks.create_task(loops.every(seconds, work, name=name, offset=offset, rest=rest))
 
                 for stream, reader in readers.items():
-                    key, bell = getattr(sale.keys, stream), bells.streams[stream]
-                    tasks.create_task(drain(self._doorbell, reader, key, bell, bells.admit.ring))
+                    tasks.create_task(drain(reader, bells.streams[stream], bells.admit.ring))
                 repeat(INSPECT_EVERY_S, "inspect", Inspection(sale, readers, bells).look)
                 # Nothing is held of coupons, nobody waits for them in line, and nobody pays.
                 if sale.kind != "coupon":
@@ -224,7 +225,9 @@ class Shift:
                 raise Reopen(f"frozen: {fault}") from group
             raise fault from group
         finally:
-            self._bells.pop(sale_id, None)
+            del self._bells[sale_id]
+            for stream_key in rung:
+                del self._doorbell.bells[stream_key]
             metrics.forget_behind(sale.sale_id)
 
     async def _tick(self, tick: Tick, sale: Sale) -> bool:

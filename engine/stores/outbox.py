@@ -33,7 +33,9 @@ logger = logging.getLogger(__name__)
 SQL = queries.load("outbox")
 
 LEASE_S = 15.0
+# How far Postgres is, for who waits; and which stream has something new, for who reads it.
 CHANNEL = "lastseat:persisted"
+WRITTEN = "lastseat:written"
 # Entries in one transaction.
 BATCH_MAX: Mapping["Stream", int] = {"outbox": 500, "journal": 2000}
 

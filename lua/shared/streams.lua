@@ -4,6 +4,9 @@
 -- An entry is: epoch, n, before (the stream id of the previous entry, 0-0 for the first), kind, then pairs of its own.
 -- Those of the journal say after kind which entry was the last before them that is about a hold, so that whoever finds
 -- entries missing knows whether holds are among them. `name` is outbox or journal, `stream` its key.
+--
+-- Who reads a stream rests once Postgres has all of it. The first entry after that is told on a channel, by the key of
+-- the stream; what is not heard is seen by its owner within a second.
 local previous = {}
 local ABOUT_HOLDS = { held = true, extended = true, released = true, expired = true }
 
@@ -35,7 +38,13 @@ local function last_entry(stream)
 end
 
 local function append(stream, n, kind, ...)
-  local last = previous[stream] or last_entry(stream)
+  local last = previous[stream]
+  if not last then
+    last = last_entry(stream)
+    if n - 1 == term(string.match(stream, "%a+$") .. "_persisted_n") then
+      redis.call("PUBLISH", "lastseat:written", stream)
+    end
+  end
   local id = redis.call(
     "XADD", stream, "*", "epoch", sale.epoch, "n", n, "before", last.id, "kind", kind, "holds", last.holds, ...
   )

@@ -16,7 +16,6 @@ from tests.engine.test_rebuild import lose
 from tests.shop import Shop, new_shop, open_shop
 from tests.workers.working import lapse_leases, owners, process, shift, until
 from workers.loops import Bell
-from workers.outbox import Doorbell
 from workers.sales import Bells, Inspection
 
 
@@ -217,32 +216,41 @@ async def rings(bell: Bell) -> bool:
     return await bell.rest()
 
 
-async def test_a_stream_for_which_no_connection_is_left_is_read_when_its_owner_sees_an_entry(
+async def test_what_was_not_heard_is_read_when_its_owner_sees_it(
     stores_any: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.outbox.WAITING_MAX", 0)
-    shops = [await open_shop(stores_any) for _ in range(3)]
+    monkeypatch.setattr("workers.outbox.WRITTEN", "lastseat:nothing")
+    shop = await open_shop(stores_any)
     async with shift(stores_any):
-        for shop in shops:
-            await until(partial(_owned, stores_any, shop))
-        for number in (1, 2):
-            for shop in shops:
-                request = await shop.buy(f"A-1-{number}")
-                await until(partial(has, shop, request.payment_id), within_s=10)
-    for shop in shops:
+        await until(lambda: _owned(stores_any, shop))
+        for seat_no in ("A-1-1", "A-1-2"):
+            request = await shop.buy(seat_no)
+            await until(partial(has, shop, request.payment_id), within_s=10)
+    await shop.drain()
+    await shop.check()
+
+
+async def test_the_first_entry_that_postgres_lacks_is_told(stores_any: Stores) -> None:
+    shop = await open_shop(stores_any)
+    keys = (await shop.sale()).keys
+    async with stores_any.listener.pubsub() as channel:
+        await channel.subscribe(outbox.WRITTEN)
+
+        async def told() -> list[str]:
+            heard = []
+            while message := await channel.get_message(timeout=0.2):
+                if message["type"] == "message":
+                    heard.append(message["data"].decode())
+            return heard
+
+        while await channel.get_message(timeout=0.2) is not None:
+            pass  # that it is subscribed
+        await shop.buy("A-1-1")
+        await shop.buy("A-1-2")  # who reads is awake
+        assert sorted(await told()) == sorted([keys.journal, keys.outbox])
         await shop.drain()
-        await shop.check()
-
-
-async def test_a_quiet_stream_leaves_its_connection_to_others(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.outbox.WAITING_MAX", 1)
-    doorbell, bell = Doorbell(str(stores.settings.redis_url)), Bell(rest_max_s=0.001)
-    await stores.redis.execute_command("XADD", "news", "*", "n", "1")
-    try:
-        assert await doorbell.wait("news", "0-0", bell, is_quiet=False)
-        assert not await doorbell.wait("news", "0-0", bell, is_quiet=True)
-    finally:
-        await doorbell.close()
+        await shop.hold("A-1-3")
+        assert await told() == [keys.journal]
 
 
 # Sharing --------------------------------------------------------------------------------------------------------------
