@@ -32,7 +32,10 @@ class NewCancellation(Body, frozen=True):
     seats: SeatNos | UnsetType = UNSET
     refund_to: Annotated[
         Literal["SOURCE", "BALANCE"],
-        Meta(description="SOURCE: the card as far as it paid, the balance with the rest. BALANCE: all of it, at once."),
+        Meta(
+            description="SOURCE: the card as far as it paid, the balance with the rest. BALANCE: all of it, at once, "
+            "but what the card has not paid yet."
+        ),
     ] = "SOURCE"
 
 

@@ -35,7 +35,10 @@ class NewOrderCancellation(Body, frozen=True):
     lines: OrderLines | UnsetType = UNSET
     refund_to: Annotated[
         Literal["SOURCE", "BALANCE"],
-        Meta(description="SOURCE: the card as far as it paid, the balance with the rest. BALANCE: all of it, at once."),
+        Meta(
+            description="SOURCE: the card as far as it paid, the balance with the rest. BALANCE: all of it, at once, "
+            "but what the card has not paid yet."
+        ),
     ] = "SOURCE"
 
 

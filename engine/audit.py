@@ -5,7 +5,7 @@ not come to rest, or entries that nobody applies. The audit changes nothing.
 """
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import asyncpg
@@ -160,11 +160,7 @@ def _miscounts(hall: Hall) -> Iterator[str]:
 def _miscounted_units(hall: Hall) -> Iterator[str]:
     """Variants of which left, freed, held, being paid and bought is not all that there ever was."""
     copy = hall.copy
-    running: Counter[str] = Counter()
-    for hold in copy.holds_in("HELD", "PAYING").values():
-        for line in hold.seats:
-            variant_id, _, quantity = line.rpartition(":")
-            running[variant_id] += int(quantity)
+    running = copy.units_in_holds()
     known = {row["variant_id"]: row for row in hall.books.variants}
     for variant_id in sorted(known.keys() ^ copy.prices.keys()):
         yield f"variant {variant_id} exists in {'Postgres' if variant_id in known else 'Redis'} only"
@@ -225,8 +221,13 @@ async def _compare_charges(found: Questions) -> Case:
     case.accuse_all(
         await found.ask("find_uneven_charges"),
         lambda row: (
-            f"reservation {row['reservation_id']} of {row['amount']} is {row['status']}, {row['charged']} was charged"
+            f"reservation {row['reservation_id']} of {row['amount']} is {row['status']}, {row['charged']} was charged "
+            f"by {row['charges']} payments; its seats come to {row['price'] or 0}"
         ),
+    )
+    case.accuse_all(
+        await found.ask("find_strangers_money"),
+        lambda row: f"{row['what']} {row['id']} is user {row['user_id']}'s, and what it is for is not",
     )
     case.accuse_all(
         await found.ask("find_uneven_orders"),
@@ -275,6 +276,12 @@ async def _compare_charges(found: Questions) -> Case:
         ),
     )
     case.accuse_all(
+        await found.ask("find_untold_refunds"),
+        lambda row: (
+            f"refund {row['refund_id']} to a card is {row['status']}, what its gateway was told is {row['told']}"
+        ),
+    )
+    case.accuse_all(
         await found.ask("find_misused_coupons"),
         lambda row: (
             f"coupon {row['user_coupon_id']} is {row['coupon_status']}: {row['running']} payments that run name it, "
@@ -291,7 +298,8 @@ async def _compare_charges(found: Questions) -> Case:
         await found.ask("find_uneven_cancellations"),
         lambda row: (
             f"cancellation {row['cancellation_id']} of hold {row['hold_id']} promised "
-            f"{row['refund_amount']}, its refunds are {row['refunds']}, and {row['claims']} of its seats are claimed"
+            f"{row['refund_amount']}, its refunds are {row['refunds']}, and {row['claims']} of its seats are claimed; "
+            f"it kept {row['kept_amount']} of {row['worth']}"
         ),
     )
     return case
@@ -306,6 +314,10 @@ async def _find_repeats(found: Questions, miscounted: Sequence[str], heard: Sequ
     case.accuse_all(
         await found.ask("find_miscounted_tickets"),
         lambda row: f"reservation {row['reservation_id']} has {row['tickets']} tickets for seat {row['seat_no']}",
+    )
+    case.accuse_all(
+        await found.ask("find_seats_given_back_twice"),
+        lambda row: f"reservation {row['reservation_id']} gave seat {row['seat_no']} back {row['times']} times",
     )
     case.accuse_all(
         await found.ask("find_tickets_without_a_seat"),
@@ -398,7 +410,8 @@ async def _sum_balances(found: Questions) -> Case:
         await found.ask("find_uneven_balances"),
         lambda row: (
             f"user {row['user_id']} has {row['amount']}, history says {row['history']} and last {row['last_after']}; "
-            f"{row['set_aside']} is set aside, live payments need {row['legs']}"
+            f"{row['set_aside']} is set aside, live payments need {row['legs']}; "
+            f"it is of version {row['version']}, the last line of {row['last_version']}"
         ),
     )
     case.accuse_all(

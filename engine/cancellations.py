@@ -174,6 +174,11 @@ class Payment(msgspec.Struct):
         """What can still be given back."""
         return self.balance_amount + self.of_card - self.refunded_amount
 
+    @property
+    def in_hand(self) -> int:
+        """What of it is there: what the card has still to pay can be let go, and be paid to nobody."""
+        return self.left - max(0, self.of_card - self.captured_amount - self.refunded_to_card)
+
 
 class Bought(msgspec.Struct):
     """The row of a hold that was bought, what it has by name, and the payment that bought it."""
@@ -504,7 +509,10 @@ async def add_restores(connection: Connection, sale_id: str, bought: Sequence[Bo
 
 
 def _divide(money: _Money, given_back: GivenBack, balances: Mapping[str, _Balance]) -> None:
-    """Say where the money of one cancellation goes: to the card as far as that paid, to the balance with the rest."""
+    """Say where the money of one cancellation goes: to the card as far as that paid, to the balance with the rest.
+
+    A buyer may have all of it go to the balance but what the card has not paid yet, which waits for its capture.
+    """
     wish, bought, share = given_back.wish, given_back.bought, given_back.share
     payment = bought.payment
     if payment is None:
@@ -513,7 +521,10 @@ def _divide(money: _Money, given_back: GivenBack, balances: Mapping[str, _Balanc
     if share.amount == 0 and not (share.is_whole and payment.left == 0):
         return
     money.payments[payment.payment_id] = share.amount
-    to_card = 0 if wish.refund_to == "BALANCE" else min(share.amount, payment.of_card - payment.refunded_to_card)
+    if wish.refund_to == "BALANCE":
+        to_card = max(0, share.amount - payment.in_hand)
+    else:
+        to_card = min(share.amount, payment.of_card - payment.refunded_to_card)
     for refund_to, amount in (("CARD", to_card), ("BALANCE", share.amount - to_card)):
         if amount == 0:
             continue
@@ -538,9 +549,10 @@ async def _write_money(connection: Connection, money: _Money, balances: Mapping[
     if not money.payments:
         return
     await SQL.refund_payments.execute(connection, list(money.payments), list(money.payments.values()))
-    await discounts.give_back(connection, list(money.payments))
     if money.refunds:
         await SQL.add_refunds.execute(connection, *map(list, zip(*money.refunds, strict=True)))
+    # After them: what is on its way to a card is not back yet.
+    await discounts.give_back(connection, list(money.payments))
     if money.history:
         await SQL.set_balances.execute(
             connection,

@@ -12,7 +12,8 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from engine import authorisations, ids, late_payments, payments, seats, wares
+from engine import authorisations, errands, ids, late_payments, payments, seats, wares
+from engine import gateway as gateways
 from engine.gateway import (
     Authorised,
     Cancelled,
@@ -118,7 +119,7 @@ class Cards:
             # Without a name for it there is no telling whether it was ever asked for. The same key again tells, and
             # what that may begin is cancelled at once.
             ref = payment.gateway_ref or (await self._ask(payment)).ref
-            ended = await self.gateway.cancel(ref, key=_cancel_key(payment)) if ref else Cancelled()
+            ended = await gateways.cancel(self.gateway, ref, key=_cancel_key(payment)) if ref else Cancelled()
         except (GatewayUnknown, GatewayUnavailable) as fault:
             logger.warning("payment %s: not cancelled at the gateway yet: %s", payment.payment_id, fault)
             return payment
@@ -235,6 +236,7 @@ async def take_in(postgres: asyncpg.Pool, gateway: Gateway, event: Event) -> Pay
     remembers the event. Raises GatewayUnknown and GatewayUnavailable, and has then taken nothing in.
     """
     intent = await gateway.query(event.ref) if event.ref else None
+    refund = await gateway.query_refund(event.refund_ref) if event.refund_ref else None
     async with postgres.acquire() as connection, connection.transaction():
         if not await SQL.add_event.execute(connection, event.event_id, event.type, event.ref):
             return None
@@ -242,6 +244,8 @@ async def take_in(postgres: asyncpg.Pool, gateway: Gateway, event: Event) -> Pay
         if intent is None or row is None:
             return None  # about nothing of ours
         payment = payments.from_row(row)
+        if refund is not None and event.refund_ref is not None:
+            await errands.hear(connection, payment.payment_id, event.refund_ref, refund)
         if intent.status not in {"AUTHORISED", "CAPTURED"}:
             return payment
         if await SQL.keep_authorised.fetch(connection, [payment.payment_id], [intent.ref]):

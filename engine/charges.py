@@ -11,6 +11,7 @@ from typing import Final
 import asyncpg
 import msgspec
 
+from engine import gateway as gateways
 from engine import ids
 from engine.balances import AMOUNT_MAX
 from engine.balances import SQL as BALANCES
@@ -82,12 +83,17 @@ async def begin(
     fingerprint = ids.fingerprint(user_id, str(amount), payment_method_id, return_url or "")
     known = await find(postgres, charge_id)
     if known is None:
-        balance = await BALANCES.find_balance.fetchrow(postgres, user_id)
-        if balance is None:
-            return None
-        if balance["amount"] + amount > AMOUNT_MAX:
-            return LimitReached(limit=AMOUNT_MAX, have=balance["amount"])
-        await SQL.add_charge.execute(postgres, charge_id, user_id, amount, payment_method_id, return_url, fingerprint)
+        async with postgres.acquire() as connection, connection.transaction():
+            # Locked as by a charge without a card: which of the two an id is, whoever comes second finds.
+            balance = await SQL.lock_balance.fetchrow(connection, user_id)
+            if balance is None:
+                return None
+            if await BALANCES.find_charge.fetchrow(connection, charge_id) is None:
+                if balance["amount"] + amount > AMOUNT_MAX:
+                    return LimitReached(limit=AMOUNT_MAX, have=balance["amount"])
+                await SQL.add_charge.execute(
+                    connection, charge_id, user_id, amount, payment_method_id, return_url, fingerprint
+                )
     charge = await find(postgres, charge_id)
     if charge is None or charge.fingerprint != fingerprint:
         return IdempotencyKeyReused()
@@ -127,7 +133,7 @@ async def _advance(postgres: asyncpg.Pool, gateway: Gateway, charge: CardCharge,
         charge = await find(postgres, charge.charge_id) or charge
     if charge.status == "AUTHORISED" and charge.gateway_ref is not None:
         key = ids.derive("gateway", "CAPTURE", charge.charge_id)
-        captured = await gateway.capture(charge.gateway_ref, amount=charge.amount, key=key)
+        captured = await gateways.capture(gateway, charge.gateway_ref, amount=charge.amount, key=key)
         if isinstance(captured, CaptureRefused):
             await SQL.finish_charge.execute(postgres, charge.charge_id, "FAILED", captured.reason, None)
         else:
@@ -178,7 +184,8 @@ async def close(postgres: asyncpg.Pool, gateway: Gateway, charge: CardCharge, *,
         # The same key again tells what it is called; what that may begin is cancelled next time.
         return await advance(postgres, gateway, charge, currency=currency)
     try:
-        ended = await gateway.cancel(charge.gateway_ref, key=ids.derive("gateway", "CANCEL", charge.charge_id))
+        key = ids.derive("gateway", "CANCEL", charge.charge_id)
+        ended = await gateways.cancel(gateway, charge.gateway_ref, key=key)
     except (GatewayUnknown, GatewayUnavailable) as fault:
         logger.warning("charge %s: not cancelled yet: %s", charge.charge_id, fault)
         return charge

@@ -75,5 +75,5 @@ async def free(connection: Connection, payment_ids: Sequence[str]) -> None:
 
 
 async def give_back(connection: Connection, payment_ids: Sequence[str]) -> None:
-    """The coupons of what was refunded in full may be used again, while their window is open."""
+    """The coupons of what is back in full may be used again, while their window is open."""
     await SQL.give_back.execute(connection, payment_ids)

@@ -19,6 +19,7 @@ from engine.gateway import (
     Gateway,
     GatewayUnavailable,
     GatewayUnknown,
+    RefundedBy,
     RefundRefused,
 )
 from engine.stores import queries
@@ -27,6 +28,7 @@ from engine.stores.queries import Connection
 logger = logging.getLogger(__name__)
 
 SQL = queries.load("errands")
+COUPONS = queries.load("discounts")
 
 Kind = Literal["CAPTURE", "VOID", "REFUND"]
 
@@ -103,10 +105,11 @@ async def void_anew(connection: Connection, leg: Leg) -> None:
 
 
 class _Outcome(NamedTuple):
-    """What a gateway answered: done, or why it never will be."""
+    """What a gateway answered: done, or why it never will be; and its name for a refund that is done."""
 
     errand: Errand
-    refusal: str | None
+    refusal: str | None = None
+    refund_ref: str | None = None
 
 
 async def drive(postgres: asyncpg.Pool, gateway: Gateway, *, most: int = 128) -> Driven:
@@ -121,6 +124,10 @@ async def drive(postgres: asyncpg.Pool, gateway: Gateway, *, most: int = 128) ->
     if not outcomes:
         return done
     async with postgres.acquire() as connection, connection.transaction():
+        # Before the payments, as everywhere: what is back in full gives a coupon back.
+        given_back = [outcome.errand.payment_id for outcome in outcomes if outcome.errand.kind != "CAPTURE"]
+        if given_back:
+            await COUPONS.lock_coupons_of_payments.execute(connection, given_back)
         await SQL.lock_payments.execute(connection, [outcome.errand.payment_id for outcome in outcomes])
         finished = {
             row["operation_id"]
@@ -128,12 +135,15 @@ async def drive(postgres: asyncpg.Pool, gateway: Gateway, *, most: int = 128) ->
                 connection,
                 [outcome.errand.errand_id for outcome in outcomes],
                 [outcome.refusal for outcome in outcomes],
+                [outcome.refund_ref for outcome in outcomes],
             )
         }
         # Whoever took one after us, because we were slow, may have written it down already.
         outcomes = [outcome for outcome in outcomes if outcome.errand.errand_id in finished]
         await _conclude(connection, outcomes)
-    for errand, refusal in outcomes:
+        if given_back:
+            await COUPONS.give_back.execute(connection, given_back)
+    for errand, refusal, _ in outcomes:
         if refusal is None:
             done.done += 1
         else:
@@ -145,7 +155,12 @@ async def drive(postgres: asyncpg.Pool, gateway: Gateway, *, most: int = 128) ->
 async def _try(postgres: asyncpg.Pool, gateway: Gateway, errand: Errand) -> _Outcome | None:
     """Tell the gateway; None where the answer is not known, and it is due again later."""
     try:
-        return _Outcome(errand, await _send(gateway, errand))
+        try:
+            return await _send(gateway, errand)
+        except GatewayUnknown:
+            if not await _is_given_back(postgres, gateway, errand):
+                raise
+            return _Outcome(errand)
     except _Begun as begun:
         await SQL.await_errand.execute(postgres, errand.errand_id, str(begun), AGAIN_MAX_S)
     except (GatewayUnknown, GatewayUnavailable) as fault:
@@ -156,8 +171,8 @@ async def _try(postgres: asyncpg.Pool, gateway: Gateway, errand: Errand) -> _Out
     return None
 
 
-async def _send(gateway: Gateway, errand: Errand) -> str | None:
-    """Tell the gateway; None when it is done, otherwise why it never will be. Raises what leaves that open."""
+async def _send(gateway: Gateway, errand: Errand) -> _Outcome:
+    """Tell the gateway. Raises what leaves open whether it is done, or will be."""
     ref = errand.gateway_ref
     if ref is None:
         # Nobody heard what became of the authorisation: whatever carries the payment's id at the gateway is meant.
@@ -165,19 +180,21 @@ async def _send(gateway: Gateway, errand: Errand) -> str | None:
         if found is None and errand.attempts < SOUGHT_MAX:
             raise GatewayUnknown("the gateway does not know the payment, yet")
         if found is None:
-            return None if errand.kind == "VOID" else "the gateway knows no such payment"
+            return _Outcome(errand, None if errand.kind == "VOID" else "the gateway knows no such payment")
         ref = found.ref
     if errand.attempts > 1 and await _is_done(gateway, errand, ref):
-        return None
+        return _Outcome(errand)
     match errand.kind:
         case "CAPTURE":
             captured = await gateway.capture(ref, amount=errand.amount, key=errand.errand_id)
-            return captured.reason if isinstance(captured, CaptureRefused) else None
+            return _Outcome(errand, captured.reason if isinstance(captured, CaptureRefused) else None)
         case "VOID":
             voided = await gateway.void(ref, key=errand.errand_id)
             # Taken behind our back: what was not to be taken is given back. This errand's own key has asked to cancel.
             instead = ids.derive("gateway", "refund instead", errand.errand_id)
-            return await _refund(gateway, errand, ref, key=instead) if isinstance(voided, AlreadyCaptured) else None
+            if isinstance(voided, AlreadyCaptured):
+                return await _refund(gateway, errand, ref, key=instead)
+            return _Outcome(errand)
         case "REFUND":
             return await _refund(gateway, errand, ref, key=errand.errand_id)
 
@@ -192,16 +209,29 @@ async def _is_done(gateway: Gateway, errand: Errand, ref: str) -> bool:
     )
 
 
-async def _refund(gateway: Gateway, errand: Errand, ref: str, *, key: str) -> str | None:
+async def _is_given_back(postgres: asyncpg.Pool, gateway: Gateway, errand: Errand) -> bool:
+    """Whether an earlier attempt at a refund did it.
+
+    A key that remembers a fault is as good as new after a day, and the same again would then give back twice. A gateway
+    that has given back all that it was ever told of this payment has done this, too. One that it has begun says itself
+    how it ended.
+    """
+    if errand.kind != "REFUND" or errand.attempts == 1 or errand.answer_ref or errand.gateway_ref is None:
+        return False
+    intent = await gateway.query(errand.gateway_ref)
+    return intent is not None and intent.refunded >= await SQL.sum_refunds_told.fetchval(postgres, errand.payment_id)
+
+
+async def _refund(gateway: Gateway, errand: Errand, ref: str, *, key: str) -> _Outcome:
     if errand.answer_ref is not None:
         answer = await gateway.query_refund(errand.answer_ref)
     else:
         answer = await gateway.refund(ref, amount=errand.amount, key=key)
     if isinstance(answer, RefundRefused):
-        return answer.reason
+        return _Outcome(errand, answer.reason)
     if answer.pending:
         raise _Begun(answer.refund_ref)
-    return None
+    return _Outcome(errand, refund_ref=answer.refund_ref)
 
 
 async def _conclude(connection: Connection, outcomes: Sequence[_Outcome]) -> None:
@@ -210,7 +240,7 @@ async def _conclude(connection: Connection, outcomes: Sequence[_Outcome]) -> Non
         await SQL.keep_captured.execute(
             connection, [errand.payment_id for errand in captured], [errand.amount for errand in captured]
         )
-    for errand, refusal in outcomes:
+    for errand, refusal, _ in outcomes:
         match errand.kind:
             case "CAPTURE" if refusal is not None:
                 # Sold, and not paid for: an operator must know. Nothing is taken back silently.
@@ -220,8 +250,29 @@ async def _conclude(connection: Connection, outcomes: Sequence[_Outcome]) -> Non
             case "REFUND":
                 # What could not be given back was not given back: it may be tried again, or be paid to the balance.
                 await SQL.fail_refund.execute(connection, errand.refund_id)
-            case "VOID":
+            case "VOID" if refusal is None:
                 # A capture that became a void before it was sent gave back what it would have taken.
                 await SQL.finish_refunds_by_void.execute(connection, errand.payment_id)
+            case "VOID":
+                # Taken behind our back, and not given back either.
+                for row in await SQL.list_refunds_by_void.fetch(connection, errand.payment_id):
+                    await SQL.fail_refund.execute(connection, row["refund_id"])
             case _:
                 pass
+
+
+async def hear(connection: Connection, payment_id: str, refund_ref: str, stands: RefundedBy | RefundRefused) -> None:
+    """Take in how a refund stands that a gateway tells of unasked; harmless to repeat.
+
+    One that the bank still thought about is asked about now. One that was done may fail all the same, days later: the
+    money has not gone back then, and the coupon that came back with it is used again unless it was meanwhile.
+    """
+    await COUPONS.lock_coupons_of_payments.execute(connection, [payment_id])
+    await SQL.lock_payments.execute(connection, [payment_id])
+    await SQL.hurry_refund.execute(connection, payment_id, refund_ref)
+    if not isinstance(stands, RefundRefused):
+        return
+    for row in await SQL.take_back_refund.fetch(connection, payment_id, refund_ref, stands.reason):
+        await SQL.fail_refund.execute(connection, row["refund_id"])
+        await COUPONS.use_again.execute(connection, payment_id)
+        logger.error("REFUND of payment %s came back: %s", payment_id, stands.reason)

@@ -187,3 +187,25 @@ class Gateway(Protocol):
     def verify(self, body: bytes, signature: str) -> Event | None:
         """Read what came as a webhook, None unless the gateway signed these very bytes within the last minutes."""
         ...
+
+
+async def cancel(gateway: Gateway, ref: str, *, key: str) -> Cancelled | Authorised | AlreadyCaptured:
+    """Cancel, or find that it is: a key may remember a fault for a day, so what was done under it is looked up."""
+    try:
+        return await gateway.cancel(ref, key=key)
+    except GatewayUnknown:
+        intent = await gateway.query(ref)
+        if intent is None or intent.status != "CANCELLED":
+            raise
+        return Cancelled()
+
+
+async def capture(gateway: Gateway, ref: str, *, amount: int, key: str) -> Captured | CaptureRefused:
+    """Capture, or find that it is; as `cancel` does."""
+    try:
+        return await gateway.capture(ref, amount=amount, key=key)
+    except GatewayUnknown:
+        intent = await gateway.query(ref)
+        if intent is None or intent.captured != amount:
+            raise
+        return Captured()

@@ -11,6 +11,9 @@ from engine.stores import queries
 
 SQL = queries.load("audit")
 
+# A buyer is told of a card that never paid as of any other: what was bought is theirs.
+_BOUGHT = frozenset({"SUCCESS", "UNCOLLECTED", "PARTIALLY_REFUNDED", "REFUNDED"})
+
 
 class Heard(Protocol):
     """One answer that a client took for true: its seats are held, or bought, a ticket was let in, a coupon issued."""
@@ -152,7 +155,7 @@ async def _believe_issues(postgres: asyncpg.Pool, case: Case, issued: Sequence[H
 def _disproof(line: Heard, row: asyncpg.Record | None) -> str | None:
     if row is None:
         return "it is not in Postgres"
-    if row["status"] not in ("SUCCESS", "PARTIALLY_REFUNDED", "REFUNDED"):
+    if row["status"] not in _BOUGHT:
         return f"it is {row['status']}"
     for name in ("user_id", "sale_id", "reservation_id"):
         if row[name] != getattr(line, name):
@@ -169,7 +172,7 @@ def _disproof(line: Heard, row: asyncpg.Record | None) -> str | None:
 def _disproof_of_order(line: Heard, row: asyncpg.Record | None) -> str | None:
     if row is None:
         return "it is not in Postgres"
-    if row["status"] not in ("SUCCESS", "PARTIALLY_REFUNDED", "REFUNDED"):
+    if row["status"] not in _BOUGHT:
         return f"it is {row['status']}"
     for name in ("user_id", "sale_id", "order_id"):
         if row[name] != getattr(line, name):

@@ -195,9 +195,9 @@ async def _raise_epoch(stores: Stores, sale: Sale, generation: int, found_epoch:
         raised = await SQL.raise_epoch.fetchrow(connection, sale_id, found_epoch, sales.QUEUE_NO_STEP)
         assert raised is not None  # noqa: S101 - its watermarks refer to it
         await SQL.reset_streams.execute(connection, sale_id, raised["epoch"])
-        await SQL.answer_letters.execute(connection, sale_id)
         settle = SETTLE.get(sale.kind)
         contents = await settle(connection, sale, repeat_window_s=stores.settings.repeat_window_s) if settle else None
+        await SQL.answer_letters.execute(connection, sale_id)  # it may have voided what was in doubt
         rows = await sales.SQL.find_sales.fetch(connection, [sale_id])
     return Copy(
         sale=sales.from_row(rows[0]),

@@ -13,7 +13,7 @@ import msgspec
 from engine import payments, settlement
 from engine.cards import Cards, is_asked
 from engine.payments import Payment
-from engine.refusals import IdempotencyKeyReused, NotFound
+from engine.refusals import Busy, IdempotencyKeyReused, NotFound
 from engine.sales import SaleBook
 from engine.stores import queries
 from engine.stores.replies import Refusal
@@ -45,7 +45,7 @@ class Resolution(msgspec.Struct, frozen=True, kw_only=True):
 
 async def resolve(
     postgres: asyncpg.Pool, book: SaleBook, cards: Cards | None, resolution: Resolution
-) -> tuple[Payment, bool] | NotFound | NotInDoubt | StillInDoubt | IdempotencyKeyReused:
+) -> tuple[Payment, bool] | NotFound | NotInDoubt | StillInDoubt | IdempotencyKeyReused | Busy:
     """Decide a payment; answers its row as it then stands, and whether the same was said before.
 
     Raises what stands in the way of a fact that is to be applied (`settlement.resolve`), and has then decided nothing.
@@ -71,7 +71,8 @@ async def resolve(
         if cards is None:
             return StillInDoubt()
         if resolution.word == "FAILED":
-            await cards.give_up(sale, payment)
+            if (await cards.give_up(sale, payment)).status == "IN_DOUBT":
+                return Busy(retry_after_ms=1000)  # the sale's copy does not answer, so that its door is not shut yet
         elif (await cards.advance(sale, payment)).status == "IN_DOUBT":
             return StillInDoubt()
     elif not await settlement.resolve(postgres, sale, payment_id=payment.payment_id, resolution=resolution.word):

@@ -1,7 +1,7 @@
 """What the audit reads of sales, and what both stores tell differently of one at rest."""
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +72,15 @@ class Copy:
     def holds_in(self, *states: str) -> dict[str, Hold]:
         """Each hold in one of these states."""
         return {hold_id: hold for hold_id, hold in self.holds.items() if hold.state in states}
+
+    def units_in_holds(self) -> Counter[str]:
+        """Of each variant the units that are held or being paid."""
+        units: Counter[str] = Counter()
+        for hold in self.holds_in("HELD", "PAYING").values():
+            for line in hold.seats:
+                variant_id, _, quantity = line.rpartition(":")
+                units[variant_id] += int(quantity)
+        return units
 
 
 @dataclass(frozen=True)
@@ -211,6 +220,16 @@ def differences(hall: Hall) -> Iterator[str]:
         dict.fromkeys(copy.seats_in("BLOCKED").keys() - shelved(copy), True),
         {row["seat_no"]: True for row in books.seats if row["blocked"]},
     )
+    if hall.sale["kind"] == "stock":
+        in_holds = copy.units_in_holds()
+        yield from _compare(
+            "what nobody has bought of variant",
+            {
+                variant_id: copy.stock.get(variant_id, 0) + copy.stock_freed.get(variant_id, 0) + in_holds[variant_id]
+                for variant_id in copy.prices
+            },
+            {row["variant_id"]: row["quantity"] for row in books.variants},
+        )
     live = copy.holds_in("HELD", "PAYING")
     yield from _compare(
         "hold",

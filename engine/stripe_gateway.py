@@ -10,6 +10,7 @@ has them.
 
 import asyncio
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -56,6 +57,8 @@ STATUSES: Mapping[str, IntentStatus] = {
     "succeeded": "CAPTURED",
     "canceled": "CANCELLED",
 }
+
+_ID = re.compile("[0-9a-f]{32}")
 
 MISSING = "resource_missing"
 UNEXPECTED_STATE = "payment_intent_unexpected_state"
@@ -285,7 +288,7 @@ class StripeGateway:
             amount=answer.amount,
             captured=answer.amount_received,
             refunded=answer.latest_charge.amount_refunded if isinstance(answer.latest_charge, _Charge) else 0,
-            payment_id=answer.metadata.get("payment_id"),
+            payment_id=_ours(answer.metadata.get("payment_id", "")),
             action_url=answer.action_url if status == "ACTION_REQUIRED" else None,
             decline_code=answer.declined_for if status == "DECLINED" else None,
         )
@@ -365,6 +368,11 @@ def _prepare() -> ssl.SSLContext:
     # With its first error the package imports what an error may hold.
     stripe.StripeError(json_body={"error": {"payment_intent": {"object": "payment_intent"}}})
     return ssl.create_default_context(cafile=stripe.ca_bundle_path)
+
+
+def _ours(payment_id: str) -> str | None:
+    """What may be an id of ours: others may use the same account, and call their payments as they like."""
+    return payment_id if _ID.fullmatch(payment_id) else None
 
 
 def _refunded(answer: _Refund | _Error) -> RefundedBy | RefundRefused:

@@ -47,13 +47,14 @@ FROM users
 WHERE user_id = $1;
 
 -- name: wipe_user
--- Forget who this was. The row stays, because the sales do.
+-- Forget who this was. The row stays, because the sales do; so does the fingerprint of a bulk request, which says nothing
+-- of anybody, and which a repeat of the request is told by.
 UPDATE users
 SET
   email = NULL,
   name = NULL,
   password_hash = NULL,
-  fingerprint = '',
+  fingerprint = CASE WHEN email IS NULL THEN fingerprint ELSE '' END,
   wiped_at = coalesce(wiped_at, now()),
   updated_at = now()
 WHERE user_id = $1

@@ -199,18 +199,50 @@ ORDER BY hold_id
 LIMIT $1;
 
 -- name: find_uneven_charges
--- Confirmed reservations whose charge is not their amount, and charges for what was never confirmed.
-SELECT reservation_id, status, amount, charged, count(*) OVER () AS total
+-- Confirmed reservations that were not charged once, or for another sum than their seats come to, whoever has these now;
+-- and charges for what was never confirmed.
+SELECT reservation_id, status, amount, charged, charges, price, count(*) OVER () AS total
 FROM (
   SELECT reservations.reservation_id, reservations.status, reservations.amount, reservations.confirmed_at,
-    coalesce(sum(payments.original_amount), 0)::bigint AS charged, count(payments.payment_id) AS charges
+    coalesce(sum(payments.original_amount), 0)::bigint AS charged, count(payments.payment_id) AS charges,
+    CASE WHEN reservations.confirmed_at IS NOT NULL THEN (
+      SELECT coalesce(sum(price), 0)::bigint
+      FROM reservation_seats AS lines
+      WHERE lines.reservation_id = reservations.reservation_id
+        AND (
+          lines.status = 'CLAIMED'
+          OR EXISTS (
+            SELECT FROM cancellations
+            WHERE cancellations.reservation_id = lines.reservation_id AND lines.seat_no = ANY (cancellations.seat_nos)
+          )
+        )
+    ) END AS price
   FROM reservations
   LEFT JOIN payments ON payments.reservation_id = reservations.reservation_id
     AND payments.status IN ('SUCCESS', 'UNCOLLECTED', 'PARTIALLY_REFUNDED', 'REFUNDED')
   GROUP BY reservations.reservation_id
 ) AS compared
-WHERE CASE WHEN confirmed_at IS NULL THEN charges > 0 ELSE charged <> amount END
+WHERE CASE WHEN confirmed_at IS NULL THEN charges > 0 ELSE charges <> 1 OR charged <> amount OR price <> amount END
 ORDER BY reservation_id
+LIMIT $1;
+
+-- name: find_strangers_money
+-- Money that somebody else paid or got back: payments of what is another's, and changes of a balance that no payment of
+-- its owner made.
+SELECT what, id, user_id, count(*) OVER () AS total
+FROM (
+  SELECT 'payment' AS what, payment_id AS id, payments.user_id
+  FROM payments
+  LEFT JOIN reservations USING (reservation_id)
+  LEFT JOIN orders ON orders.order_id = payments.order_id
+  WHERE payments.user_id <> coalesce(reservations.user_id, orders.user_id)
+  UNION ALL
+  SELECT lower(history.type) || ' of ' || history.amount || ' by', history.ref_id, history.user_id
+  FROM balance_history AS history
+  LEFT JOIN payments USING (payment_id)
+  WHERE history.type IN ('USE', 'REFUND') AND payments.user_id IS DISTINCT FROM history.user_id
+) AS strange
+ORDER BY what, id
 LIMIT $1;
 
 -- name: find_uneven_orders
@@ -326,11 +358,17 @@ ORDER BY payment_id
 LIMIT $1;
 
 -- name: find_uneven_cards
--- Payments whose card leg is neither taken, nor to be taken, nor let go, nor known as lost; or taken for nothing.
+-- Payments whose card leg is neither taken, nor to be taken, nor let go to give it back, nor known as lost; or taken for
+-- nothing.
 SELECT payment_id, status, card_amount, captured_amount, capture, void, count(*) OVER () AS total
 FROM (
   SELECT payments.payment_id, payments.status, payments.card_amount, payments.captured_amount,
-    captures.status AS capture, voids.status AS void
+    captures.status AS capture, voids.status AS void,
+    (
+      SELECT sum(amount)
+      FROM refunds
+      WHERE refunds.payment_id = payments.payment_id AND refund_to = 'CARD' AND refunds.status <> 'FAILED'
+    ) AS to_card
   FROM payments
   LEFT JOIN gateway_operations AS captures
     ON captures.payment_id = payments.payment_id AND captures.kind = 'CAPTURE'
@@ -340,7 +378,7 @@ FROM (
 WHERE (CASE
   WHEN status IN ('SUCCESS', 'PARTIALLY_REFUNDED', 'REFUNDED')
     THEN (captured_amount = card_amount AND capture = 'DONE')
-      OR (captured_amount = 0 AND (capture = 'PENDING' OR void IS NOT NULL))
+      OR (captured_amount = 0 AND (capture = 'PENDING' OR (void IS NOT NULL AND to_card = card_amount)))
   WHEN status = 'UNCOLLECTED' THEN captured_amount = 0 AND capture = 'REFUSED'
   ELSE captured_amount = 0 AND capture IS NULL
 END) IS NOT TRUE
@@ -379,6 +417,7 @@ FROM (
   FROM card_charges
   LEFT JOIN balance_history AS history
     ON history.ref_type = 'charge' AND history.ref_id = card_charges.charge_id AND history.type = 'CHARGE'
+    AND history.user_id = card_charges.user_id
 ) AS compared
 WHERE added IS DISTINCT FROM CASE status WHEN 'SUCCESS' THEN amount END
 ORDER BY charge_id
@@ -426,12 +465,30 @@ WHERE refunded_amount > collected
 ORDER BY payment_id
 LIMIT $1;
 
+-- name: find_untold_refunds
+-- Refunds to a card that stand otherwise than what its gateway was told of them: to refund, or to take nothing.
+SELECT refunds.refund_id, refunds.status, coalesce(told.status, voids.status) AS told, count(*) OVER () AS total
+FROM refunds
+LEFT JOIN gateway_operations AS told ON told.refund_id = refunds.refund_id
+LEFT JOIN gateway_operations AS voids ON voids.payment_id = refunds.payment_id AND voids.kind = 'VOID'
+WHERE refund_to = 'CARD'
+  AND coalesce(told.status, voids.status)
+    IS DISTINCT FROM CASE refunds.status WHEN 'FAILED' THEN 'REFUSED' ELSE refunds.status END
+ORDER BY refunds.refund_id
+LIMIT $1;
+
 -- name: find_uneven_cancellations
--- Cancellations whose refunds are not what they promised, or whose seats are still somebody's by the same reservation.
-SELECT cancellation_id, hold_id, refund_amount, refunds, claims, count(*) OVER () AS total
+-- Cancellations whose refunds are not what they promised, that are about more than was paid for their seats, or whose
+-- seats are still somebody's by the same reservation.
+SELECT cancellation_id, hold_id, refund_amount, kept_amount, worth, refunds, claims, count(*) OVER () AS total
 FROM (
-  SELECT cancellations.cancellation_id, cancellations.refund_amount,
+  SELECT cancellations.cancellation_id, cancellations.refund_amount, cancellations.kept_amount,
     coalesce(cancellations.reservation_id, cancellations.order_id) AS hold_id,
+    (
+      SELECT sum(price - discount_amount)::bigint
+      FROM reservation_seats AS lines
+      WHERE lines.reservation_id = cancellations.reservation_id AND lines.seat_no = ANY (cancellations.seat_nos)
+    ) AS worth,
     (
       SELECT coalesce(sum(amount), 0)::bigint
       FROM refunds
@@ -446,7 +503,7 @@ FROM (
     ) AS claims
   FROM cancellations
 ) AS compared
-WHERE refund_amount <> refunds OR claims > 0
+WHERE refund_amount <> refunds OR refund_amount + kept_amount > worth OR claims > 0
 ORDER BY cancellation_id
 LIMIT $1;
 
@@ -471,6 +528,16 @@ WHERE claim.status = 'CLAIMED'
 GROUP BY claim.reservation_id, claim.seat_no
 HAVING count(tickets.ticket_no) <> 1
 ORDER BY claim.reservation_id, claim.seat_no
+LIMIT $1;
+
+-- name: find_seats_given_back_twice
+-- Seats that a reservation gave back more than once.
+SELECT reservation_id, seat_no, count(*) AS times, count(*) OVER () AS total
+FROM cancellations
+CROSS JOIN LATERAL unnest(seat_nos) AS given_back (seat_no)
+GROUP BY reservation_id, seat_no
+HAVING count(*) > 1
+ORDER BY reservation_id, seat_no
 LIMIT $1;
 
 -- name: find_tickets_without_a_seat
@@ -559,16 +626,19 @@ LIMIT $1;
 -- I6: every balance is the sum of its history -----------------------------------------------------------------------
 
 -- name: find_uneven_balances
--- Balances that are not the sum of their history, or whose funds set aside are not those of live payments.
-SELECT user_id, amount, set_aside, history, last_after, legs, count(*) OVER () AS total
+-- Balances that are not the sum of their history, or not where it ended, or whose funds set aside are not those of live
+-- payments.
+SELECT user_id, amount, set_aside, history, last_after, legs, version, last_version, count(*) OVER () AS total
 FROM (
-  SELECT balances.user_id, balances.amount, balances.set_aside,
-    coalesce(line.history, 0) AS history, coalesce(line.last_after, 0) AS last_after, coalesce(live.legs, 0) AS legs
+  SELECT balances.user_id, balances.amount, balances.set_aside, balances.version,
+    coalesce(line.history, 0) AS history, coalesce(line.last_after, 0) AS last_after,
+    coalesce(line.last_version, 0) AS last_version, coalesce(live.legs, 0) AS legs
   FROM balances
   LEFT JOIN (
     SELECT user_id,
       sum(CASE type WHEN 'USE' THEN -amount ELSE amount END)::bigint AS history,
-      (array_agg(balance_after ORDER BY version DESC))[1] AS last_after
+      (array_agg(balance_after ORDER BY version DESC))[1] AS last_after,
+      max(version) AS last_version
     FROM balance_history
     GROUP BY user_id
   ) AS line USING (user_id)
@@ -579,7 +649,7 @@ FROM (
     GROUP BY user_id
   ) AS live USING (user_id)
 ) AS compared
-WHERE amount < 0 OR amount <> history OR amount <> last_after OR set_aside <> legs
+WHERE amount < 0 OR amount <> history OR amount <> last_after OR version <> last_version OR set_aside <> legs
 ORDER BY user_id
 LIMIT $1;
 
@@ -624,8 +694,8 @@ FROM (
   JOIN orders USING (order_id)
   WHERE checkouts.is_open
   UNION ALL
-  -- A balance answers at once; only a card may wait for its buyer.
-  SELECT 'payment', payment_id, CASE method WHEN 'BALANCE' THEN updated_at ELSE pay_deadline END
+  -- A balance answers at once, and so does what is authorised; only a card may wait for its buyer.
+  SELECT 'payment', payment_id, CASE WHEN method = 'BALANCE' OR status = 'AUTHORISED' THEN updated_at ELSE pay_deadline END
   FROM payments
   WHERE is_unsettled
   UNION ALL
@@ -637,7 +707,8 @@ FROM (
   FROM seat_blocks
   WHERE done_at IS NULL
   UNION ALL
-  SELECT lower(kind) || ' of payment', payment_id, created_at
+  -- What a gateway has begun is asked about again and again; how long it takes is its bank's business.
+  SELECT lower(kind) || ' of payment', payment_id, CASE WHEN answer_ref IS NULL THEN created_at ELSE due_at END
   FROM gateway_operations
   WHERE is_pending
   UNION ALL
@@ -713,9 +784,11 @@ LEFT JOIN reservations USING (reservation_id)
 WHERE seats.sale_id = $1;
 
 -- name: list_sale_variants
--- The variants of a sale of stock, each with all that there ever was of it and what Redis counts as bought.
+-- The variants of a sale of stock, each with all that there ever was of it, what nobody has bought, and what Redis counts
+-- as bought.
 SELECT
   variants.variant_id,
+  variants.quantity,
   products.price,
   products.status = 'ON_SALE' AS on_sale,
   variants.initial_quantity,

@@ -14,12 +14,16 @@ WHERE user_id = $1
 FOR UPDATE;
 
 -- name: find_charge
--- A charge by its id: what a repeat is answered with.
-SELECT user_id, amount, balance_after, fingerprint, created_at
+-- A charge by its id: what a repeat is answered with. One by card has it from its beginning.
+SELECT amount, balance_after, fingerprint, created_at
 FROM balance_history
 WHERE ref_type = 'charge'
   AND ref_id = $1
-  AND type = 'CHARGE';
+  AND type = 'CHARGE'
+UNION ALL
+SELECT amount, NULL, fingerprint, created_at
+FROM card_charges
+WHERE charge_id = $1;
 
 -- name: set_balance
 -- The balance after a change, in the transaction that locked it.

@@ -47,13 +47,14 @@ SET
 WHERE payment_id = $1 AND (status = 'PENDING' OR (status = 'IN_DOUBT' AND gateway_ref IS NULL));
 
 -- name: list_open
--- Payments of a sale that a gateway is still to be asked about and that have not moved for a while, oldest first.
+-- Payments of a sale that a gateway is still to be asked about and that have not moved for a while, oldest first; those
+-- that only wait for their buyer come after all others, however many they are.
 SELECT *, pay_deadline < now() AS overdue
 FROM payments
 WHERE sale_id = $1 AND is_unsettled AND card_amount > 0
   AND (status = 'PENDING' OR (status = 'IN_DOUBT' AND gateway_ref IS NULL))
   AND updated_at < now() - make_interval(secs => $2)
-ORDER BY updated_at
+ORDER BY (action_url IS NOT NULL AND pay_deadline >= now()), updated_at
 LIMIT $3;
 
 -- name: find_told

@@ -59,14 +59,28 @@ SET status = 'AVAILABLE', payment_id = NULL, updated_at = now()
 WHERE payment_id = ANY ($1::uuid[]) AND status = 'RESERVED';
 
 -- name: give_back
--- Coupons of payments that were refunded in full, while they may still be used.
+-- Coupons of payments that were refunded in full, while they may still be used. What a card has not got back yet may
+-- still fail, so it does not count before it has.
 UPDATE user_coupons
 SET
   status = 'AVAILABLE', payment_id = NULL, used_at = NULL, order_id = NULL, reservation_id = NULL, updated_at = now()
 FROM payments
 WHERE payments.payment_id = ANY ($1::uuid[])
   AND payments.refunded_amount = payments.final_amount
+  AND NOT EXISTS (SELECT FROM refunds WHERE refunds.payment_id = payments.payment_id AND refunds.status = 'PENDING')
   AND user_coupons.payment_id = payments.payment_id
   AND user_coupons.payment_id = ANY ($1::uuid[])
   AND user_coupons.status = 'USED'
   AND user_coupons.usable_to > now();
+
+-- name: use_again
+-- The coupon of a payment whose refund came back: what was bought is paid for again.
+UPDATE user_coupons
+SET
+  status = 'USED', payment_id = payments.payment_id, used_at = now(), order_id = payments.order_id,
+  reservation_id = payments.reservation_id, updated_at = now()
+FROM payments
+WHERE payments.payment_id = $1
+  AND payments.refunded_amount < payments.final_amount
+  AND user_coupons.user_coupon_id = payments.user_coupon_id
+  AND user_coupons.status = 'AVAILABLE';

@@ -65,8 +65,8 @@ SELECT payment_id FROM payments WHERE payment_id = ANY ($1::uuid[]) ORDER BY pay
 UPDATE gateway_operations AS errands
 SET
   status = CASE WHEN answered.refusal IS NULL THEN 'DONE' ELSE 'REFUSED' END, error = answered.refusal,
-  done_at = now(), updated_at = now()
-FROM unnest($1::uuid[], $2::text[]) AS answered (operation_id, refusal)
+  answer_ref = coalesce(answered.refund_ref, errands.answer_ref), done_at = now(), updated_at = now()
+FROM unnest($1::uuid[], $2::text[], $3::text[]) AS answered (operation_id, refusal, refund_ref)
 WHERE errands.operation_id = answered.operation_id AND errands.status = 'PENDING'
 RETURNING errands.operation_id;
 
@@ -78,10 +78,23 @@ FROM unnest($1::uuid[], $2::bigint[]) AS taken (payment_id, amount)
 WHERE payments.payment_id = taken.payment_id;
 
 -- name: mark_uncollected
--- Sold, and the gateway will not take the money.
+-- Sold, and the gateway will not take the money: what was to go back to the card waited for it, and has nothing to wait
+-- for any more.
+WITH failed AS (
+  UPDATE refunds SET status = 'FAILED', updated_at = now()
+  WHERE payment_id = $1 AND refund_to = 'CARD' AND status = 'PENDING'
+  RETURNING refund_id, amount
+), refused AS (
+  UPDATE gateway_operations
+  SET status = 'REFUSED', error = 'the card never paid', done_at = now(), updated_at = now()
+  FROM failed
+  WHERE gateway_operations.refund_id = failed.refund_id AND gateway_operations.status = 'PENDING'
+)
 UPDATE payments
-SET status = 'UNCOLLECTED', version = version + 1, updated_at = now()
-WHERE payment_id = $1 AND status = 'SUCCESS';
+SET
+  status = 'UNCOLLECTED', refunded_amount = refunded_amount - (SELECT coalesce(sum(amount), 0) FROM failed),
+  version = version + 1, updated_at = now()
+WHERE payment_id = $1 AND status IN ('SUCCESS', 'PARTIALLY_REFUNDED', 'REFUNDED');
 
 -- name: finish_refund
 -- The gateway has given it back.
@@ -90,8 +103,8 @@ UPDATE refunds SET status = 'DONE', done_at = now(), updated_at = now() WHERE re
 -- name: fail_refund
 -- The gateway will not give it back: the payment is refunded by so much less.
 WITH failed AS (
-  UPDATE refunds SET status = 'FAILED', updated_at = now()
-  WHERE refund_id = $1 AND status = 'PENDING'
+  UPDATE refunds SET status = 'FAILED', done_at = NULL, updated_at = now()
+  WHERE refund_id = $1 AND status <> 'FAILED'
   RETURNING payment_id, amount
 )
 UPDATE payments
@@ -102,9 +115,44 @@ SET
 FROM failed
 WHERE payments.payment_id = failed.payment_id AND payments.status IN ('PARTIALLY_REFUNDED', 'REFUNDED');
 
+-- name: hurry_refund
+-- A refund that its gateway had begun is asked about now.
+UPDATE gateway_operations
+SET due_at = now(), updated_at = now()
+FROM refunds
+WHERE refunds.payment_id = $1
+  AND gateway_operations.refund_id = refunds.refund_id
+  AND gateway_operations.answer_ref = $2
+  AND gateway_operations.status = 'PENDING';
+
+-- name: take_back_refund
+-- A refund that was done, and was not after all.
+UPDATE gateway_operations
+SET status = 'REFUSED', error = $3, updated_at = now()
+FROM refunds
+WHERE refunds.payment_id = $1
+  AND gateway_operations.refund_id = refunds.refund_id
+  AND gateway_operations.answer_ref = $2
+  AND gateway_operations.status = 'DONE'
+RETURNING refunds.refund_id;
+
 -- name: finish_refunds_by_void
 -- Refunds of a card whose money was let go before it was taken: there is nothing more to give back.
 UPDATE refunds
 SET status = 'DONE', done_at = now(), updated_at = now()
 WHERE payment_id = $1 AND refund_to = 'CARD' AND status = 'PENDING'
   AND NOT EXISTS (SELECT FROM gateway_operations WHERE gateway_operations.refund_id = refunds.refund_id);
+
+-- name: list_refunds_by_void
+-- Refunds of a card that a void was to be.
+SELECT refund_id
+FROM refunds
+WHERE payment_id = $1 AND refund_to = 'CARD' AND status = 'PENDING'
+  AND NOT EXISTS (SELECT FROM gateway_operations WHERE gateway_operations.refund_id = refunds.refund_id);
+
+-- name: sum_refunds_told
+-- What a gateway has given back of a payment if it has done all that it was told.
+SELECT coalesce(sum(refunds.amount), 0)::bigint
+FROM refunds
+JOIN gateway_operations AS told USING (refund_id)
+WHERE refunds.payment_id = $1 AND (refunds.status = 'DONE' OR (refunds.status = 'PENDING' AND told.attempts > 0));

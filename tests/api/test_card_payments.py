@@ -129,6 +129,19 @@ async def test_a_webhook_that_comes_before_its_time_or_about_nothing_is_harmless
     assert await house.postgres.fetchval("SELECT status FROM payments") == "PENDING"
 
 
+async def test_a_webhook_about_what_others_sold_is_harmless(
+    http: httpx.AsyncClient, gateway: Operator, house: House
+) -> None:
+    asked = {"amount": "500", "currency": "krw", "capture_method": "manual", "payment_method": "pm_card_visa"}
+    for at, payment_id in enumerate(("order-17", "f" * 31 + "é", "F" * 32)):
+        form = {**asked, "confirm": "true", "metadata[payment_id]": payment_id}
+        async with gateway.session.post(f"{gateway.base}/v1/payment_intents", data=form) as made:
+            body = event((await made.json())["id"], event_id=f"evt_{at}")
+        told = await http.post("/v1/webhooks/stripe", content=body, headers=signed(body))
+        assert told.status_code == 200, told.text
+    assert await house.postgres.fetchval("SELECT count(*) FROM webhook_events") == 3
+
+
 @pytest.mark.parametrize("headers", [{}, {"stripe-signature": "t=1,v1=0"}, {"stripe-signature": "é"}])
 async def test_a_forged_webhook_changes_nothing(http: httpx.AsyncClient, house: House, headers: dict[str, str]) -> None:
     body = event("pi_1")
@@ -200,6 +213,28 @@ async def test_a_balance_is_charged_by_card_once(people: list[Person], gateway: 
     assert standing["captured"] == 5000
     (item,) = [i for i in (await people[0].get("/v1/balance/history")).json()["items"] if i["reason"] == "card"]
     assert (item["type"], item["amount"]) == ("CHARGE", 5000)
+
+
+async def test_one_key_charges_once_by_card_or_without(people: list[Person], gateway: Operator) -> None:
+    ada, path = people[0], "/v1/balance/charges"
+    visa = {"amount": 500, "card": {"payment_method_id": "pm_card_visa"}}
+    assert (await ada.post(path, {"amount": 500}, key="without")).status_code == 201
+    assert problem(await ada.post(path, visa, key="without")) == (422, "idempotency_key_reused")
+    waits = {"amount": 500, "card": {"payment_method_id": "pm_action_required"}, "return_url": BACK}
+    waiting = await ada.post(path, waits, key="by-card")
+    assert waiting.status_code == 202
+    assert problem(await ada.post(path, {"amount": 500}, key="by-card")) == (422, "idempotency_key_reused")
+    await gateway.act(waiting.json()["action"]["url"], "approve")
+    assert (await ada.get(waiting.headers["location"])).json()["status"] == "SUCCESS"
+    assert (await ada.get("/v1/balance")).json()["amount"] == 101_000
+
+
+async def test_a_charge_whose_key_remembers_a_fault_is_looked_up(people: list[Person], gateway: Operator) -> None:
+    await gateway.switch("error_kept", operation="capture")
+    body = {"amount": 5000, "card": {"payment_method_id": "pm_card_visa"}}
+    charged = await people[0].post("/v1/balance/charges", body)
+    assert (charged.status_code, charged.json()["status"]) == (201, "SUCCESS")
+    assert (await people[0].get("/v1/balance")).json()["amount"] == 105_000
 
 
 async def test_a_declined_charge_adds_nothing(people: list[Person]) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from api.house import House
+from engine.stores.keys import SaleKeys
 from tests.api.calling import Person, Show, Worker, problem
 from tests.api.test_card_payments import card, gateway, settings, settings_of_gateway
 from tests.api.test_payments import BALANCE, hold
@@ -73,6 +74,20 @@ async def test_a_silent_gateway_is_asked_again_or_given_up(
     assert (await people[0].get(path)).json()["status"] == "PENDING"
     errands = await house.postgres.fetch("SELECT kind FROM gateway_operations WHERE payment_id = $1", payment_id)
     assert [errand["kind"] for errand in errands] == ["VOID"]
+
+
+async def test_a_payment_is_not_given_up_while_its_sale_is_rebuilt(
+    people: list[Person], operator: Person, show: Show, house: House, gateway: Operator
+) -> None:
+    path = await hold(people[0], show, "A-1-1")
+    await gateway.switch("error_kept", operation="authorise")
+    payment_id = (await people[0].post(f"{path}/payments", card("pm_card_visa"))).json()["payment_id"]
+    address, sale = f"/v1/admin/payments/{payment_id}/resolution", SaleKeys(show.sale_id).sale
+    await house.stores.redis.execute_command("HSET", sale, "state", "rebuilding")
+    assert problem(await operator.post(address, BAD, key="k")) == (503, "busy")
+    assert await house.postgres.fetchval("SELECT status FROM payments") == "IN_DOUBT"
+    await house.stores.redis.execute_command("HSET", sale, "state", "open")
+    assert (await operator.post(address, BAD, key="k")).json()["status"] == "FAILED"
 
 
 async def test_a_payment_that_nobody_doubts_or_knows_is_not_resolved(

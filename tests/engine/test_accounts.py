@@ -96,6 +96,14 @@ async def test_bulk_accounts_are_made_once(postgres: asyncpg.Pool) -> None:
     assert await postgres.fetchval("SELECT count(*) FROM users") == 5
 
 
+async def test_bulk_accounts_are_the_same_when_somebody_was_wiped(postgres: asyncpg.Pool) -> None:
+    user_ids = [ids.derive("k", str(number)) for number in range(2)]
+    assert await accounts.create_many(postgres, user_ids=user_ids, fingerprint="2") is False
+    await accounts.wipe(postgres, user_ids[0])
+    assert await accounts.create_many(postgres, user_ids=user_ids, fingerprint="2") is True
+    assert await accounts.create_many(postgres, user_ids=user_ids[:1], fingerprint="1") == IdempotencyKeyReused()
+
+
 def test_a_token_says_who_calls_until_it_expires() -> None:
     tokens = UserTokens("a secret of an installation, kept in Postgres")
     token = tokens.sign("a" * 32, now_ms=1_000_000)

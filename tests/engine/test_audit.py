@@ -156,6 +156,21 @@ async def test_what_was_miscounted_or_forgotten_is_found(
     assert words in describe(report)
 
 
+async def test_units_that_redis_keeps_from_everybody_are_found(goods: Goods) -> None:
+    bob, mug, keys = await goods.person("bob"), goods.variants["mug"], (await goods.sale()).keys
+    # He gave a mug back, says his row, and nobody told Redis: there it still counts as his.
+    await goods.stores.postgres.execute(
+        "UPDATE order_items SET counted = counted + 1 FROM orders WHERE orders.order_id = order_items.order_id "
+        "AND user_id = $1",
+        bob,
+    )
+    await goods.stores.redis.execute_command("HINCRBY", keys.stock, mug, -1)
+    await goods.stores.redis.execute_command("HSET", keys.buyers, bob, "2 0 ")
+    report = await look(goods)
+    assert f"what nobody has bought of variant {mug}: Redis says 6, Postgres says 7" in describe(report)
+    assert {check.invariant for check in report.checks if check.verdict != "true"} == {"I9"}
+
+
 # Who waited for units -------------------------------------------------------------------------------------------------
 
 

@@ -8,13 +8,16 @@ import msgspec
 import pytest
 
 from engine import cancellations, cards, errands, ids, payments, reconciliation, seat_cancellations, seats
+from engine.audit import audit, describe
 from engine.cards import Cards
+from engine.gateway import Event, RefundedBy, RefundRefused
 from engine.payments import CardDeclined, InsufficientBalance, Payment, Tender
 from engine.settings import Settings
 from engine.stores.connections import Stores
 from engine.stripe_gateway import StripeGateway, open_gateway
 from engine.till import Till
 from engine.waiters import Waiters
+from tests.engine.test_discounts import coupon, standing
 from tests.engine.test_till import drained_until
 from tests.gateways import Operator, operating, running_gateway
 from tests.shop import PRICE, Selling, Shop, open_shop
@@ -126,6 +129,13 @@ async def test_a_card_is_authorised_sold_and_then_captured(
     await shop.check()
 
 
+async def check_charges(shop: Shop) -> None:
+    """What was confirmed was charged once, and nothing else was: so the audit says."""
+    report = await audit(shop.stores.redis, shop.stores.postgres, settle_s=0.0)
+    (charges,) = [check for check in report.checks if check.invariant == "I3"]
+    assert charges.verdict == "true", describe(report)
+
+
 async def test_a_declined_card_is_a_failed_row_and_the_hold_goes_on(shop: Shop, adapter: StripeGateway) -> None:
     hold_id = await shop.hold("A-1-1")
     async with counter(shop, adapter) as till:
@@ -183,6 +193,31 @@ async def test_a_buyer_who_never_acts_loses_the_hold_after_the_gateway_has_cance
     await reconcile(shop, adapter, late=True)
     assert (await row(shop, payment)).status == "FAILED"
     assert (await ledger_of(gateway, payment))[0] == "canceled"
+
+
+async def test_a_cancellation_whose_key_remembers_a_fault_is_looked_up(
+    shop: Shop, gateway: Operator, adapter: StripeGateway
+) -> None:
+    hold_id = await shop.hold("A-1-1")
+    async with counter(shop, adapter) as till:
+        payment = await pay(shop, till, hold_id, method="pm_action_abandoned")
+    await gateway.switch("error_kept", operation="cancel")
+    await reconcile(shop, adapter, late=True)
+    assert (await ledger_of(gateway, payment))[0] == "canceled"
+    assert (await row(shop, payment)).status == "FAILED"
+
+
+async def test_those_who_wait_for_their_buyers_hold_up_nobody(shop: Shop, adapter: StripeGateway) -> None:
+    first, second = await shop.hold("A-1-1"), await shop.hold("A-1-2")
+    async with counter(shop, adapter) as till:
+        waiting = await pay(shop, till, first, method="pm_action_required")
+        lost = await pay(shop, till, second, method="pm_timeout_after_success")
+    assert (waiting.status, lost.status) == ("PENDING", "IN_DOUBT")
+    postgres = shop.stores.postgres
+    await postgres.execute("UPDATE payments SET updated_at = created_at - interval '1 hour'")
+    desk = Cards(shop.stores.gate, postgres, adapter, currency="KRW")
+    await cards.reconcile(desk, postgres, await shop.sale(), most=1)
+    assert (await row(shop, lost)).status == "AUTHORISED"
 
 
 async def test_what_was_authorised_in_the_last_moment_is_voided(
@@ -391,6 +426,86 @@ async def test_a_refund_that_the_bank_refuses_is_failed_and_not_counted(shop: Sh
     assert (standing.status, standing.refunded_amount) == ("SUCCESS", 0)
 
 
+async def test_a_refund_whose_key_remembers_a_fault_is_given_back_once(
+    shop: Shop, gateway: Operator, adapter: StripeGateway
+) -> None:
+    hold_id = await shop.hold("A-1-1", "A-1-2")
+    async with counter(shop, adapter) as till:
+        payment = await drained_until(shop, pay(shop, till, hold_id))
+    await tell(shop, adapter)
+    await give_back(shop, hold_id, "A-1-1")
+    await gateway.switch("error_kept", operation="refund")
+    assert (await tell(shop, adapter)).unknown == 1
+    assert (await tell(shop, adapter)).done == 1
+    assert await refunds(shop) == [("CARD", PRICE, "DONE")]
+    # After a day the gateway has forgotten the key, and would do it again.
+    await gateway.advance(25 * 3600)
+    await tell(shop, adapter)
+    assert await ledger_of(gateway, payment) == ("succeeded", 0, 2 * PRICE, PRICE)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_what_was_to_go_back_to_a_card_that_never_pays_does_not(
+    shop: Shop, gateway: Operator, adapter: StripeGateway, *, is_whole: bool
+) -> None:
+    hold_id = await shop.hold("A-1-1", "A-1-2")
+    async with counter(shop, adapter) as till:
+        payment = await drained_until(shop, pay(shop, till, hold_id, method="pm_capture_refused"))
+    await gateway.switch("error_before", operation="capture")
+    assert (await tell(shop, adapter)).unknown == 1
+    await give_back(shop, hold_id, *([] if is_whole else ["A-1-1"]))
+    assert (await tell(shop, adapter)).refused == 1
+    standing_now = await row(shop, payment)
+    assert (standing_now.status, standing_now.refunded_amount) == ("UNCOLLECTED", 0)
+    assert [status for _, _, status in await refunds(shop)] == ["FAILED"]
+    assert await tell(shop, adapter) == errands.Driven()
+    await check_charges(shop)
+
+
+async def test_what_was_taken_behind_our_back_and_does_not_go_back_is_failed(
+    shop: Shop, adapter: StripeGateway
+) -> None:
+    hold_id = await shop.hold("A-1-1")
+    async with counter(shop, adapter) as till:
+        payment = await drained_until(shop, pay(shop, till, hold_id, method="pm_refund_refused"))
+    assert payment.gateway_ref is not None
+    await adapter.capture(payment.gateway_ref, amount=PRICE, key=ids.random_id())
+    await give_back(shop, hold_id)
+    assert (await tell(shop, adapter)).refused == 1
+    assert await refunds(shop) == [("CARD", PRICE, "FAILED")]
+    assert (await row(shop, payment)).refunded_amount == 0
+
+
+@pytest.mark.parametrize("is_captured", [True, False])
+async def test_a_coupon_is_free_once_the_card_has_its_money_back(
+    shop: Shop, adapter: StripeGateway, *, is_captured: bool
+) -> None:
+    mine = await coupon(shop)
+    hold_id = await shop.hold("A-1-1")
+    async with counter(shop, adapter) as till:
+        await drained_until(shop, pay(shop, till, hold_id, user_coupon_id=mine))
+    if is_captured:
+        await tell(shop, adapter)
+    await give_back(shop, hold_id)
+    assert await standing(shop, mine) == ("USED", True)
+    await check_charges(shop)
+    assert (await tell(shop, adapter)).done == 1
+    assert await standing(shop, mine) == ("AVAILABLE", False)
+    await check_charges(shop)
+
+
+async def test_a_coupon_stays_used_where_the_money_does_not_go_back(shop: Shop, adapter: StripeGateway) -> None:
+    mine = await coupon(shop)
+    hold_id = await shop.hold("A-1-1")
+    async with counter(shop, adapter) as till:
+        await drained_until(shop, pay(shop, till, hold_id, method="pm_refund_refused", user_coupon_id=mine))
+    await tell(shop, adapter)
+    await give_back(shop, hold_id)
+    assert (await tell(shop, adapter)).refused == 1
+    assert await standing(shop, mine) == ("USED", True)
+    await check_charges(shop)
+
+
 async def test_a_refund_that_the_bank_thinks_about_is_done_when_it_says_so(shop: Shop, adapter: StripeGateway) -> None:
     hold_id = await shop.hold("A-1-1")
     async with counter(shop, adapter) as till:
@@ -402,6 +517,60 @@ async def test_a_refund_that_the_bank_thinks_about_is_done_when_it_says_so(shop:
     for _ in range(200):
         if (await tell(shop, adapter)).done:
             break
+    assert await refunds(shop) == [("CARD", PRICE, "DONE")]
+
+
+async def told_of(shop: Shop, payment: Payment, event_id: str = "evt_refund") -> Event:
+    """What a gateway tells when something becomes of a refund."""
+    refund_ref = await shop.stores.postgres.fetchval(
+        "SELECT answer_ref FROM gateway_operations WHERE kind = 'REFUND' AND payment_id = $1", payment.payment_id
+    )
+    return Event(event_id=event_id, type="refund.updated", ref=payment.gateway_ref, refund_ref=refund_ref)
+
+
+async def test_a_refund_that_fails_after_it_was_done_has_not_gone_back(shop: Shop, adapter: StripeGateway) -> None:
+    mine = await coupon(shop)
+    hold_id = await shop.hold("A-1-1")
+    async with counter(shop, adapter) as till:
+        paying = pay(shop, till, hold_id, method="pm_card_refundFail", user_coupon_id=mine)
+        payment = await drained_until(shop, paying)
+    await tell(shop, adapter)
+    await give_back(shop, hold_id)
+    await tell(shop, adapter)
+    assert [status for _, _, status in await refunds(shop)] == ["DONE"]
+    assert await standing(shop, mine) == ("AVAILABLE", False)
+    told = await told_of(shop, payment)
+    assert told.refund_ref is not None
+    for _ in range(10_000):
+        if isinstance(await adapter.query_refund(told.refund_ref), RefundRefused):
+            break
+    for _ in range(2):
+        await cards.take_in(shop.stores.postgres, adapter, told)
+    assert [status for _, _, status in await refunds(shop)] == ["FAILED"]
+    now = await row(shop, payment)
+    assert (now.status, now.refunded_amount) == ("SUCCESS", 0)
+    assert await standing(shop, mine) == ("USED", True)
+    await check_charges(shop)
+
+
+async def test_a_refund_that_the_bank_has_thought_about_is_asked_about_at_once(
+    shop: Shop, adapter: StripeGateway
+) -> None:
+    hold_id = await shop.hold("A-1-1")
+    async with counter(shop, adapter) as till:
+        payment = await drained_until(shop, pay(shop, till, hold_id, method="pm_card_pendingRefund"))
+    await tell(shop, adapter)
+    await give_back(shop, hold_id)
+    await tell(shop, adapter)
+    postgres = shop.stores.postgres
+    assert await errands.drive(postgres, adapter) == errands.Driven()
+    told = await told_of(shop, payment)
+    assert told.refund_ref is not None
+    for _ in range(10_000):
+        if await adapter.query_refund(told.refund_ref) == RefundedBy(told.refund_ref):
+            break
+    await cards.take_in(postgres, adapter, told)
+    assert (await errands.drive(postgres, adapter)).done == 1
     assert await refunds(shop) == [("CARD", PRICE, "DONE")]
 
 

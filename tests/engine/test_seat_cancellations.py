@@ -470,13 +470,27 @@ async def test_the_card_leg_goes_back_first_and_the_rest_to_the_balance(shop: Sh
 async def test_all_of_it_goes_to_the_balance_at_once_if_the_buyer_wants_that(shop: Shop) -> None:
     request = await bought(shop, "A-1-1", "A-1-2")
     hold_id = request.holding.hold_id
-    await pay_by_card(shop, request.payment_id, card=2 * PRICE)
+    await pay_by_card(shop, request.payment_id, card=2 * PRICE, status="DONE", attempts=1)
     first = await cancel(shop, hold_id, "A-1-1", key="first", refund_to="BALANCE")
     assert [(refund.refund_to, refund.status) for refund in first.refunds] == [("BALANCE", "DONE")]
     # What is left of the payment, and not what the card paid, is the bound.
     second = await cancel(shop, hold_id, key="second")
     assert [(refund.refund_to, refund.amount) for refund in second.refunds] == [("CARD", PRICE)]
-    assert await operations(shop) == [("CAPTURE", 2 * PRICE, "PENDING", 0), ("REFUND", PRICE, "PENDING", 0)]
+    assert await operations(shop) == [("CAPTURE", 2 * PRICE, "DONE", 1), ("REFUND", PRICE, "PENDING", 0)]
+
+
+async def test_what_the_card_has_not_paid_yet_goes_to_no_balance(shop: Shop) -> None:
+    request = await bought(shop, "A-1-1", "A-1-2", "A-1-3")
+    hold_id = request.holding.hold_id
+    await pay_by_card(shop, request.payment_id, card=2 * PRICE - 10)
+    # What the balance paid is there; the rest waits for the capture, which may never come.
+    first = await cancel(shop, hold_id, "A-1-1", key="first", refund_to="BALANCE")
+    assert [(refund.refund_to, refund.amount) for refund in first.refunds] == [("BALANCE", PRICE)]
+    second = await cancel(shop, hold_id, "A-1-2", key="second", refund_to="BALANCE")
+    assert [(refund.refund_to, refund.amount) for refund in second.refunds] == [("CARD", PRICE - 10), ("BALANCE", 10)]
+    third = await cancel(shop, hold_id, key="third", refund_to="BALANCE")
+    assert [(refund.refund_to, refund.amount) for refund in third.refunds] == [("CARD", PRICE)]
+    assert await shop.payment(request.payment_id) == "REFUNDED"
 
 
 async def test_a_capture_that_was_never_sent_becomes_a_void_when_all_of_it_goes_back(shop: Shop) -> None:

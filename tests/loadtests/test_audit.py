@@ -254,7 +254,7 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
         f"seat A-1-1 is claimed by {SOLD}, {HELD}",
     ),
     "a sold seat lost its claim": (
-        {"I1", "I2", "I4", "I9"},
+        {"I1", "I2", "I3", "I4", "I9"},
         run("UPDATE reservation_seats SET status = 'ENDED' WHERE seat_no = 'A-1-2'"),
         "seat A-1-2 is sold and nobody claims it",
     ),
@@ -264,7 +264,7 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
         "seat A-1-1 is claimed and not sold",
     ),
     "a confirmed reservation claims nothing": (
-        {"I1", "I2", "I4", "I9"},
+        {"I1", "I2", "I3", "I4", "I9"},
         run("UPDATE reservation_seats SET status = 'ENDED' WHERE status = 'CLAIMED'"),
         f"reservation {SOLD} is CONFIRMED and claims 0 seats",
     ),
@@ -339,6 +339,64 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
         ),
         f"reservation {HELD} of 100 is CANCELLED, 100 was charged",
     ),
+    "a reservation costs another sum than its seats": (
+        {"I3"},
+        run("UPDATE reservation_seats SET price = 90 WHERE seat_no = 'A-1-1'"),
+        f"reservation {SOLD} of 200 is CONFIRMED, 200 was charged by 1 payments; its seats come to 190",
+    ),
+    "what costs nothing was confirmed without a payment": (
+        {"I2", "I3"},
+        run(
+            """
+            UPDATE reservations SET amount = 0 WHERE status = 'CONFIRMED';
+            UPDATE reservation_seats SET price = 0 WHERE status = 'CLAIMED';
+            DELETE FROM balance_history WHERE type = 'USE';
+            UPDATE balances SET amount = 500, version = 1 WHERE amount = 300;
+            DELETE FROM payments
+            """
+        ),
+        f"reservation {SOLD} of 0 is CONFIRMED, 0 was charged by 0 payments",
+    ),
+    "somebody else paid": (
+        {"I2", "I3"},
+        run(f"UPDATE payments SET user_id = '{BEN}'"),
+        f"payment {PAYMENT} is user {BEN}'s, and what it is for is not",
+    ),
+    "money was taken from somebody else": (
+        {"I3"},
+        run(
+            f"""
+            UPDATE balance_history SET user_id = '{BEN}', version = 2, balance_after = 300 WHERE type = 'USE';
+            INSERT INTO balance_history (user_id, type, amount, balance_after, version, ref_type, ref_id)
+            VALUES ('{BEN}', 'CHARGE', 500, 500, 1, 'charge', '{STRANGER}');
+            UPDATE balances SET amount = 500, version = 1 WHERE user_id = '{ANN}';
+            UPDATE balances SET amount = 300, version = 2 WHERE user_id = '{BEN}'
+            """
+        ),
+        f"use of 200 by {PAYMENT} is user {BEN}'s, and what it is for is not",
+    ),
+    "money was taken for nothing": (
+        {"I3"},
+        run(
+            f"""
+            INSERT INTO balance_history (user_id, type, amount, balance_after, version, ref_type, ref_id)
+            VALUES ('{ANN}', 'USE', 100, 200, 3, 'payment', '{STRANGER}');
+            UPDATE balances SET amount = 200, version = 3 WHERE user_id = '{ANN}'
+            """
+        ),
+        f"use of 100 by {STRANGER} is user {ANN}'s, and what it is for is not",
+    ),
+    "money was given back for nothing": (
+        {"I3"},
+        run(
+            f"""
+            INSERT INTO balance_history (user_id, type, amount, balance_after, version, ref_type, ref_id)
+            VALUES ('{ANN}', 'REFUND', 100, 400, 3, 'refund', '{STRANGER}');
+            UPDATE balances SET amount = 400, version = 3 WHERE user_id = '{ANN}'
+            """
+        ),
+        f"refund of 100 by {STRANGER} is user {ANN}'s, and what it is for is not",
+    ),
     "a capture is not in the history": (
         {"I3", "I6"},
         run("DELETE FROM balance_history WHERE type = 'USE'"),
@@ -375,6 +433,35 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
         ),
         f"capture of payment {PAYMENT} should have ended",
     ),
+    "a card was let go of what was kept": (
+        {"I3"},
+        run(
+            f"""
+            DELETE FROM balance_history WHERE type = 'USE';
+            UPDATE balances SET amount = 500, version = 1 WHERE amount = 300;
+            UPDATE payments SET method = 'CARD', balance_amount = 0, card_amount = 200;
+            INSERT INTO gateway_operations (operation_id, payment_id, kind, amount, status, done_at)
+            VALUES ('{STRANGER}', '{PAYMENT}', 'VOID', 200, 'DONE', now())
+            """
+        ),
+        f"payment {PAYMENT} is SUCCESS: of 200 by card 0 is taken; its capture is None, its void DONE",
+    ),
+    "no gateway was told of a refund": (
+        {"I3"},
+        run(
+            f"""
+            DELETE FROM balance_history WHERE type = 'USE';
+            UPDATE balances SET amount = 500, version = 1 WHERE amount = 300;
+            UPDATE payments SET method = 'CARD', balance_amount = 0, card_amount = 200, captured_amount = 200,
+              refunded_amount = 100, status = 'PARTIALLY_REFUNDED';
+            INSERT INTO gateway_operations (operation_id, payment_id, kind, amount, status, done_at)
+            VALUES ('{STRANGER}', '{PAYMENT}', 'CAPTURE', 200, 'DONE', now());
+            INSERT INTO refunds (refund_id, payment_id, user_id, amount, refund_to, status, reason, done_at)
+            VALUES ('{STRANGER}', '{PAYMENT}', '{ANN}', 100, 'CARD', 'DONE', 'USER', now())
+            """
+        ),
+        f"refund {STRANGER} to a card is DONE, what its gateway was told is None",
+    ),
     "a charge by card never reached the balance": (
         {"I3"},
         run(
@@ -384,6 +471,16 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
             """
         ),
         f"charge {STRANGER} of 500 is SUCCESS, the history says None",
+    ),
+    "a charge by card reached another's balance": (
+        {"I3"},
+        run(
+            f"""
+            INSERT INTO card_charges (charge_id, user_id, amount, status, payment_method_id, fingerprint, done_at)
+            VALUES ('{CHARGE}', '{BEN}', 500, 'SUCCESS', 'pm_card_visa', '', now())
+            """
+        ),
+        f"charge {CHARGE} of 500 is SUCCESS, the history says None",
     ),
     "more was refunded than captured": (
         {"I3"},
@@ -431,8 +528,55 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
         ),
         f"cancellation {STRANGER} of hold {SOLD} promised 50, its refunds are 0, and 1 of its seats are claimed",
     ),
+    "a seat was given back twice": (
+        {"I4", "I9"},
+        run(
+            f"""
+            UPDATE reservation_seats SET status = 'ENDED' WHERE seat_no = 'A-1-2';
+            UPDATE tickets SET status = 'CANCELLED' WHERE seat_no = 'A-1-2';
+            UPDATE seats SET sold = false WHERE seat_no = 'A-1-2';
+            UPDATE schedules SET seats_available = 4;
+            UPDATE payments SET status = 'REFUNDED', refunded_amount = 200;
+            INSERT INTO cancellations (cancellation_id, reservation_id, user_id, seat_nos, reason, refund_amount,
+              kept_amount, refund_to, fingerprint)
+            VALUES ('{STRANGER}', '{SOLD}', '{ANN}', '{{A-1-2}}', 'USER', 100, 0, 'SOURCE', ''),
+              ('{CHARGE}', '{SOLD}', '{ANN}', '{{A-1-2}}', 'USER', 100, 0, 'SOURCE', '');
+            INSERT INTO refunds (refund_id, payment_id, cancellation_id, user_id, amount, refund_to, status, reason,
+              done_at)
+            VALUES ('{STRANGER}', '{PAYMENT}', '{STRANGER}', '{ANN}', 100, 'BALANCE', 'DONE', 'USER', now()),
+              ('{CHARGE}', '{PAYMENT}', '{CHARGE}', '{ANN}', 100, 'BALANCE', 'DONE', 'USER', now());
+            INSERT INTO balance_history (user_id, type, amount, balance_after, version, ref_type, ref_id, payment_id)
+            VALUES ('{ANN}', 'REFUND', 100, 400, 3, 'refund', '{STRANGER}', '{PAYMENT}'),
+              ('{ANN}', 'REFUND', 100, 500, 4, 'refund', '{CHARGE}', '{PAYMENT}');
+            UPDATE balances SET amount = 500, version = 4 WHERE user_id = '{ANN}'
+            """
+        ),
+        f"reservation {SOLD} gave seat A-1-2 back 2 times",
+    ),
+    "more came back than a seat cost": (
+        {"I3", "I9"},
+        run(
+            f"""
+            UPDATE reservation_seats SET status = 'ENDED' WHERE seat_no = 'A-1-2';
+            UPDATE tickets SET status = 'CANCELLED' WHERE seat_no = 'A-1-2';
+            UPDATE seats SET sold = false WHERE seat_no = 'A-1-2';
+            UPDATE schedules SET seats_available = 4;
+            UPDATE payments SET status = 'PARTIALLY_REFUNDED', refunded_amount = 150;
+            INSERT INTO cancellations (cancellation_id, reservation_id, user_id, seat_nos, reason, refund_amount,
+              kept_amount, refund_to, fingerprint)
+            VALUES ('{STRANGER}', '{SOLD}', '{ANN}', '{{A-1-2}}', 'USER', 150, 0, 'SOURCE', '');
+            INSERT INTO refunds (refund_id, payment_id, cancellation_id, user_id, amount, refund_to, status, reason,
+              done_at)
+            VALUES ('{STRANGER}', '{PAYMENT}', '{STRANGER}', '{ANN}', 150, 'BALANCE', 'DONE', 'USER', now());
+            INSERT INTO balance_history (user_id, type, amount, balance_after, version, ref_type, ref_id, payment_id)
+            VALUES ('{ANN}', 'REFUND', 150, 450, 3, 'refund', '{STRANGER}', '{PAYMENT}');
+            UPDATE balances SET amount = 450, version = 3 WHERE user_id = '{ANN}'
+            """
+        ),
+        "it kept 0 of 100",
+    ),
     "a ticket opens a door for a seat that was given back": (
-        {"I1", "I2", "I4", "I9"},
+        {"I1", "I2", "I3", "I4", "I9"},
         run("UPDATE reservation_seats SET status = 'ENDED' WHERE seat_no = 'A-1-2'"),
         "is VALID for seat A-1-2, which was given back",
     ),
@@ -511,6 +655,11 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
         run(f"UPDATE balances SET set_aside = 5 WHERE user_id = '{ANN}'"),
         "5 is set aside, live payments need 0",
     ),
+    "a balance is of an older version than its history": (
+        {"I6"},
+        run(f"UPDATE balances SET version = 1 WHERE user_id = '{ANN}'"),
+        "it is of version 1, the last line of 2",
+    ),
     "a line of history does not follow": (
         {"I6"},
         run("UPDATE balance_history SET balance_after = 499 WHERE type = 'CHARGE'"),
@@ -529,6 +678,18 @@ CORRUPTIONS: Mapping[str, tuple[set[str], Corruption, str]] = {
               status, original_amount, final_amount, balance_amount, pay_deadline, updated_at)
             VALUES ('{STRANGER}', '{SALE}', '{HELD}', '{BEN}', 1, 1, '', 'BALANCE', 'AUTHORISED', 0, 0, 0, now(),
               now() - interval '1 hour')
+            """
+        ),
+        f"payment {STRANGER} should have ended",
+    ),
+    "what a card pays should have been confirmed": (
+        {"I7"},
+        run(
+            f"""
+            INSERT INTO payments (payment_id, sale_id, reservation_id, user_id, epoch, fence, fingerprint, method,
+              status, original_amount, final_amount, balance_amount, card_amount, pay_deadline, updated_at)
+            VALUES ('{STRANGER}', '{SALE}', '{HELD}', '{BEN}', 1, 1, '', 'CARD', 'AUTHORISED', 100, 100, 0, 100,
+              now() + interval '1 hour', now() - interval '1 hour')
             """
         ),
         f"payment {STRANGER} should have ended",
@@ -689,6 +850,44 @@ async def test_it_is_seen_when(wrong: str, shop: World, heard: Path) -> None:
     assert finding in describe(report), describe(report)
     assert {name for name, verdict in verdicts(report).items() if verdict == "false"} == broken, describe(report)
     assert report.verdict == "false"
+
+
+async def test_what_a_card_never_paid_was_confirmed_all_the_same(shop: World, heard: Path) -> None:
+    await run(
+        f"""
+        DELETE FROM balance_history WHERE type = 'USE';
+        UPDATE balances SET amount = 500, version = 1 WHERE amount = 300;
+        UPDATE payments SET method = 'CARD', balance_amount = 0, card_amount = 200, status = 'UNCOLLECTED';
+        INSERT INTO gateway_operations (operation_id, payment_id, kind, amount, status, done_at)
+        VALUES ('{STRANGER}', '{PAYMENT}', 'CAPTURE', 200, 'REFUSED', now())
+        """
+    )(*shop)
+    report = await look(shop, heard)
+    assert report.verdict == "true", describe(report)
+
+
+@pytest.mark.parametrize(("due_in", "verdict"), [("5 minutes", "true"), ("-5 minutes", "false")])
+async def test_a_refund_that_a_bank_thinks_about_is_on_its_way_while_it_is_asked_about(
+    shop: World, heard: Path, due_in: str, verdict: str
+) -> None:
+    await run(
+        f"""
+        DELETE FROM balance_history WHERE type = 'USE';
+        UPDATE balances SET amount = 500, version = 1 WHERE amount = 300;
+        UPDATE payments SET method = 'CARD', balance_amount = 0, card_amount = 200, captured_amount = 200,
+          refunded_amount = 100, status = 'PARTIALLY_REFUNDED';
+        INSERT INTO refunds (refund_id, payment_id, user_id, amount, refund_to, status, reason)
+        VALUES ('{STRANGER}', '{PAYMENT}', '{ANN}', 100, 'CARD', 'PENDING', 'USER');
+        INSERT INTO gateway_operations (operation_id, payment_id, kind, amount, status, done_at)
+        VALUES ('{CHARGE}', '{PAYMENT}', 'CAPTURE', 200, 'DONE', now());
+        INSERT INTO gateway_operations (operation_id, payment_id, kind, refund_id, amount, answer_ref, created_at,
+          due_at)
+        VALUES ('{STRANGER}', '{PAYMENT}', 'REFUND', '{STRANGER}', 100, 're_1', now() - interval '1 day',
+          now() + interval '{due_in}')
+        """
+    )(*shop)
+    report = await look(shop, heard)
+    assert verdicts(report)["I7"] == report.verdict == verdict, describe(report)
 
 
 async def test_a_place_of_an_older_epoch_is_not_live_until_it_is_put_back(shop: World, heard: Path) -> None:
