@@ -11,7 +11,7 @@ from api.callers import PERSON, visitor_of
 from api.clock import Time, rfc3339
 from api.operations import KNOWN, Empty, Header, Request, Routes
 from api.problems import NotAdmitted, Refused, invalid, not_admitted
-from engine import seats, waiting_room
+from engine import seats, waiting_room, wares
 from engine.refusals import Busy, NotFound
 from engine.rooms import Eta, Place, Room
 from engine.sales import RoomState, Sale
@@ -262,10 +262,9 @@ async def _room(request: Request, sale: Sale) -> Room:
 async def _release_all(request: Request, sale: Sale) -> None:
     """Give back what the caller holds in this sale and does not pay."""
     gate, buyer_id = request.house.gate, request.caller_id
+    release = wares.of(sale).scripts.release
     for hold_id in await seats.find_open(gate, sale, buyer_id=buyer_id):
-        await seats.release(
-            gate, sale, hold_id=hold_id, buyer_id=buyer_id, release_id=hold_id, fingerprint="", seat_nos=()
-        )
+        await release(gate, sale, hold_id=hold_id, buyer_id=buyer_id, release_id=hold_id, fingerprint="")
 
 
 def _answer(request: Request, sale: Sale, place: Place, presented: Presented | None, status: int) -> Answer:
