@@ -12,8 +12,10 @@ from workers import loops, metrics
 
 logger = logging.getLogger(__name__)
 
-# Reads that may wait at the server at once; each holds a connection. Streams beyond that are looked at in turn.
+# Reads that may wait at the server at once; each holds a connection. Streams beyond that are looked at in turn, so many
+# a second in all: most of many are quiet, and each look is a read of its own.
 WAITING_MAX = 512
+LOOKS_A_SECOND = 1000
 WAIT_MS = 4000
 LOOK_AGAIN_S = 0.05
 # A batch costs hardly more than an entry: what comes right behind one waits for company, and what ends a pause of the
@@ -32,11 +34,16 @@ class Doorbell:
     def __init__(self, redis_url: str) -> None:
         self._redis: RedisClient = open_redis(redis_url, connections_max=WAITING_MAX)
         self._places = asyncio.Semaphore(WAITING_MAX)
+        self._standing = 0
 
     async def wait(self, stream_key: str, after: str) -> bool:
         """Return when the stream has an entry after this one, which is True, or after a while."""
         if self._places.locked():
-            await asyncio.sleep(LOOK_AGAIN_S)
+            self._standing += 1
+            try:
+                await asyncio.sleep(max(LOOK_AGAIN_S, self._standing / LOOKS_A_SECOND))
+            finally:
+                self._standing -= 1
             return False
         async with self._places:
             try:
