@@ -204,12 +204,13 @@ class Inspection:
         """
         if row.store_state != "open" or row.epoch != self._sale.epoch:
             raise Reopen("its row was changed")
-        if not self._is_at_rest(await outbox.HEAD(stores.gate, row.keys)):
+        is_at_rest = self._is_at_rest(await outbox.HEAD(stores.gate, row.keys))
+        if not is_at_rest:
             wrong = await outbox.inspect(stores.gate, stores.postgres, row.keys, row.epoch)
             if wrong:
                 raise Divergence(wrong)
         if row.kind == "coupon":
-            return await self._look_at_coupons(stores, row)
+            return await self._look_at_coupons(stores, row, is_at_rest=is_at_rest)
         reply = await sales.checkpoint(stores, row)
         if not isinstance(reply, Checkpoint):
             raise Divergence(f"the store answers {word_of(type(reply))}")
@@ -219,17 +220,25 @@ class Inspection:
             await products.tell(stores.gate, stores.postgres, row)
         if reply.stranded > 0:
             await waiting_lists.give_back(stores, row)
-        metrics.keep_behind(row.sale_id, outbox=reply.outbox_behind, journal=reply.journal_behind)
+        self._keep_behind(is_at_rest=is_at_rest, outbox=reply.outbox_behind, journal=reply.journal_behind)
         return False
 
-    async def _look_at_coupons(self, stores: Stores, row: Sale) -> bool:
+    async def _look_at_coupons(self, stores: Stores, row: Sale, *, is_at_rest: bool) -> bool:
         reply = await coupons.COUNT(stores.gate, row.keys, epoch=row.epoch)
         if not isinstance(reply, CountedCoupons) or reply.state != "open":
             raise Divergence(f"the store answers {reply}")
         if reply.version < row.version:
             await coupons.send(stores.gate, stores.postgres, row)
-        metrics.keep_behind(row.sale_id, outbox=reply.outbox_behind, journal=0)
+        self._keep_behind(is_at_rest=is_at_rest, outbox=reply.outbox_behind, journal=0)
         return False
+
+    def _keep_behind(self, *, is_at_rest: bool, outbox: int, journal: int) -> None:
+        """Show how far Postgres is behind; where it is not, and the store has lost word of that, it is told again."""
+        metrics.keep_behind(self._sale.sale_id, outbox=outbox, journal=journal)
+        behind: Mapping[Stream, int] = {"outbox": outbox, "journal": journal}
+        for stream, reader in self._readers.items():
+            if is_at_rest and behind[stream] > 0:
+                reader.repeat()
 
     def _is_at_rest(self, head: Head | SaleUnknown) -> bool:
         """Whether both streams end where their readers stand: then nothing else has to be asked.
