@@ -178,7 +178,8 @@ async def leave(request: Request, sale_id: str) -> Answer:
     token = presented.token
     left: Reply = Left(queue_no=0, status="LEFT")  # where no line is kept, there is nothing more to leave
     if token.queue_no:
-        left = await waiting_room.leave(house.gate, sale, owner=token.owner, queue_no=token.queue_no)
+        queue_no = await _number(request, sale, presented)
+        left = await waiting_room.leave(house.gate, sale, owner=token.owner, queue_no=queue_no)
     if not isinstance(left, Left):
         raise Refused(left)
     room = await _room(request, sale)
@@ -203,6 +204,11 @@ async def place_in_line(request: Request, sale: Sale) -> int:
     presented = await _own(request, sale)
     if presented is None:
         raise Refused(not_admitted(sale.sale_id))
+    return await _number(request, sale, presented)
+
+
+async def _number(request: Request, sale: Sale, presented: Presented) -> int:
+    """The number that a token stands for in the copy of the sale that counts now."""
     if presented.token.epoch == sale.epoch:
         return presented.token.queue_no
     # The store was lost since this was signed: the place is put back before it counts.
@@ -238,7 +244,11 @@ async def _own(request: Request, sale: Sale) -> Presented | None:
     if isinstance(tied, Tied):
         return Presented(msgspec.structs.replace(token, owner=owner, queue_no=tied.queue_no), "", visitor)
     if isinstance(tied, NotFound):
-        return None
+        newest = await house.book.find(sale.sale_id)
+        if newest is None or newest.epoch == token.epoch:
+            return None
+        # The store was lost since, and this process hears it by that answer.
+        return Presented(msgspec.structs.replace(token, owner=owner), "", visitor)
     raise Refused(tied)
 
 
