@@ -288,7 +288,7 @@ async def extend(request: Request, order_id: str, body: Empty) -> Answer:  # noq
     {200: OrderDocument},
     caller=USER,
     keyed=True,
-    refusals=(UnitUnknown, HoldEnded, PaymentRunning, IdempotencyKeyReused, SaleRebuilding),
+    refusals=(UnitUnknown, HoldEnded, PaymentRunning, SlowDown, IdempotencyKeyReused, SaleRebuilding),
 )
 async def release(request: Request, order_id: str, body: GivenBack) -> Answer:
     """Give back some of the units, or all."""

@@ -11,7 +11,7 @@ from api.callers import PERSON, visitor_of
 from api.clock import Time, rfc3339
 from api.operations import KNOWN, Empty, Header, Request, Routes
 from api.problems import NotAdmitted, Refused, invalid, not_admitted
-from engine import seats, waiting_room
+from engine import seats, waiting_room, wares
 from engine.refusals import Busy, NotFound
 from engine.rooms import Eta, Place, Room
 from engine.sales import RoomState, Sale
@@ -178,7 +178,8 @@ async def leave(request: Request, sale_id: str) -> Answer:
     token = presented.token
     left: Reply = Left(queue_no=0, status="LEFT")  # where no line is kept, there is nothing more to leave
     if token.queue_no:
-        left = await waiting_room.leave(house.gate, sale, owner=token.owner, queue_no=token.queue_no)
+        queue_no = await _number(request, sale, presented)
+        left = await waiting_room.leave(house.gate, sale, owner=token.owner, queue_no=queue_no)
     if not isinstance(left, Left):
         raise Refused(left)
     room = await _room(request, sale)
@@ -203,6 +204,11 @@ async def place_in_line(request: Request, sale: Sale) -> int:
     presented = await _own(request, sale)
     if presented is None:
         raise Refused(not_admitted(sale.sale_id))
+    return await _number(request, sale, presented)
+
+
+async def _number(request: Request, sale: Sale, presented: Presented) -> int:
+    """The number that a token stands for in the copy of the sale that counts now."""
     if presented.token.epoch == sale.epoch:
         return presented.token.queue_no
     # The store was lost since this was signed: the place is put back before it counts.
@@ -238,7 +244,11 @@ async def _own(request: Request, sale: Sale) -> Presented | None:
     if isinstance(tied, Tied):
         return Presented(msgspec.structs.replace(token, owner=owner, queue_no=tied.queue_no), "", visitor)
     if isinstance(tied, NotFound):
-        return None
+        newest = await house.book.find(sale.sale_id)
+        if newest is None or newest.epoch == token.epoch:
+            return None
+        # The store was lost since, and this process hears it by that answer.
+        return Presented(msgspec.structs.replace(token, owner=owner), "", visitor)
     raise Refused(tied)
 
 
@@ -262,10 +272,9 @@ async def _room(request: Request, sale: Sale) -> Room:
 async def _release_all(request: Request, sale: Sale) -> None:
     """Give back what the caller holds in this sale and does not pay."""
     gate, buyer_id = request.house.gate, request.caller_id
+    release = wares.of(sale).scripts.release
     for hold_id in await seats.find_open(gate, sale, buyer_id=buyer_id):
-        await seats.release(
-            gate, sale, hold_id=hold_id, buyer_id=buyer_id, release_id=hold_id, fingerprint="", seat_nos=()
-        )
+        await release(gate, sale, hold_id=hold_id, buyer_id=buyer_id, release_id=hold_id, fingerprint="")
 
 
 def _answer(request: Request, sale: Sale, place: Place, presented: Presented | None, status: int) -> Answer:

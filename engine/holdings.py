@@ -4,16 +4,18 @@ Seats are told by `reservations`, units by `orders`; `wares` says which of the t
 do for a payment is named here.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Protocol
 
 import asyncpg
 import msgspec
 
 from engine.sales import Sale
-from engine.seats import Paying
+from engine.seats import HoldUnknown, Paying, Restored
 from engine.stores.outbox import Entry
 from engine.stores.queries import Connection
+from engine.stores.replies import Unavailable
 from engine.stores.scripts import Gate
 
 # What is held by what it is called: each seat once, of each variant so many units.
@@ -89,6 +91,22 @@ class Sold(msgspec.Struct, frozen=True):
     user_id: str
     payment_id: str
     discount: int = 0
+
+
+async def all_restored(asked: Mapping[str, Awaitable[Restored | HoldUnknown | Unavailable]]) -> list[str]:
+    """Wait for what Redis answers of each of these holds; those that are now what Postgres says.
+
+    All are asked in one moment: the caller keeps what they depend on locked until the last has answered. What went
+    wrong with one stops no other, and is raised where none is done.
+    """
+    answers = await asyncio.gather(*asked.values(), return_exceptions=True)
+    done = [
+        hold_id for hold_id, answer in zip(asked, answers, strict=True) if isinstance(answer, Restored | HoldUnknown)
+    ]
+    for answer in answers:
+        if isinstance(answer, BaseException) and not done:
+            raise answer
+    return done
 
 
 class Claims(Protocol):

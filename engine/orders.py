@@ -13,11 +13,11 @@ import asyncpg
 import msgspec
 
 from engine import carts, coupons, statistics, stock
-from engine.holdings import Beside, Lines, Sold, Standing, Wanted
+from engine.holdings import Beside, Lines, Sold, Standing, Wanted, all_restored
 from engine.moments import LAST_ID, LATEST, moment
 from engine.products import Labels, VariantLabel
 from engine.sales import Sale, SaleBook
-from engine.seats import HoldUnknown, Paying, Restored
+from engine.seats import Paying
 from engine.stock import Claim, units_of
 from engine.stores import queries
 from engine.stores.outbox import BadEntry, Entry
@@ -330,20 +330,21 @@ async def restore(gate: Gate, connection: Connection, sale: Sale, *, most: int) 
     claims: defaultdict[str, list[Claim]] = defaultdict(list)
     for line in await SQL.lock_items.fetch(connection, [row["hold_id"] for row in rows]):
         claims[line["order_id"]].append(Claim(line["variant_id"], line["counted"], line["bought"]))
-    done = []
-    for row in rows:
-        restored = await stock.restore(
-            gate,
-            sale,
-            hold_id=row["hold_id"],
-            fence=row["fence"],
-            buyer_id=row["user_id"],
-            reason=row["reason"] or "LATE_UNFULFILLABLE",
-            goes_next=row["token_goes_next"],
-            claims=claims[row["hold_id"]],
-        )
-        if isinstance(restored, Restored | HoldUnknown):
-            done.append(row["hold_id"])
+    done = await all_restored(
+        {
+            row["hold_id"]: stock.restore(
+                gate,
+                sale,
+                hold_id=row["hold_id"],
+                fence=row["fence"],
+                buyer_id=row["user_id"],
+                reason=row["reason"] or "LATE_UNFULFILLABLE",
+                goes_next=row["token_goes_next"],
+                claims=claims[row["hold_id"]],
+            )
+            for row in rows
+        }
+    )
     await PAYMENTS.finish_restores.execute(connection, done)
     return len(done)
 

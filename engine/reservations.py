@@ -13,7 +13,7 @@ import asyncpg
 import msgspec
 
 from engine import coupons, seats
-from engine.holdings import Beside, Lines, Sold, Standing, Wanted
+from engine.holdings import Beside, Lines, Sold, Standing, Wanted, all_restored
 from engine.moments import LAST_ID, LATEST, moment
 from engine.sales import Sale, SaleBook
 from engine.stores import queries
@@ -314,23 +314,24 @@ async def restore(gate: Gate, connection: Connection, sale: Sale, *, most: int) 
         row["seat_no"]: (row["reservation_id"], row["fence"])
         for row in await SQL.lock_claims.fetch(connection, sale.sale_id, seat_nos)
     }
-    done = []
-    for row in rows:
-        restored = await seats.restore(
-            gate,
-            sale,
-            hold_id=row["hold_id"],
-            fence=row["fence"],
-            buyer_id=row["user_id"],
-            reason=row["reason"] or "LATE_UNFULFILLABLE",
-            goes_next=row["token_goes_next"],
-            claims=[
-                seats.Claim(seat_no, *claims.get(seat_no, (None, 0)), tier=tier)
-                for seat_no, tier in wanted[row["hold_id"]].items()
-            ],
-        )
-        if isinstance(restored, seats.Restored | seats.HoldUnknown):
-            done.append(row["hold_id"])
+    done = await all_restored(
+        {
+            row["hold_id"]: seats.restore(
+                gate,
+                sale,
+                hold_id=row["hold_id"],
+                fence=row["fence"],
+                buyer_id=row["user_id"],
+                reason=row["reason"] or "LATE_UNFULFILLABLE",
+                goes_next=row["token_goes_next"],
+                claims=[
+                    seats.Claim(seat_no, *claims.get(seat_no, (None, 0)), tier=tier)
+                    for seat_no, tier in wanted[row["hold_id"]].items()
+                ],
+            )
+            for row in rows
+        }
+    )
     await PAYMENTS.finish_restores.execute(connection, done)
     return len(done)
 

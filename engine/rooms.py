@@ -327,7 +327,14 @@ class Rooms:
                 return self._place(room, Token(back.status, queue_no, 0, 0), POLL_MAX_MS)
         if queue_no > snapshot.serving and not room.has_left(queue_no):
             return self._from_memory(room, owner, queue_no)
-        return await self._by_entering(room, sale, owner, queue_no)
+        place = await self._by_entering(room, sale, owner, queue_no)
+        if isinstance(place, NotFound) and epoch == snapshot.epoch:
+            newest = await self._book.find(sale.sale_id)
+            if newest is not None and newest.epoch != epoch:
+                # The sale was written anew since the snapshot, which nobody here knew until now: it is put back first.
+                await self._refresh(newest)
+                return await self.poll(newest, owner=owner, queue_no=queue_no, epoch=epoch, visitor=visitor)
+        return place
 
     def _from_memory(self, room: Room, owner: str, queue_no: int) -> Place:
         ahead = room.ahead_of(queue_no)

@@ -184,7 +184,9 @@ HeldAgainAnswer = (
     | Busy
     | Unavailable
 )
-ReleasedAnswer = Released | UnitUnknown | HoldEnded | PaymentRunning | IdempotencyKeyReused | NotFound | Unavailable
+ReleasedAnswer = (
+    Released | UnitUnknown | HoldEnded | PaymentRunning | SlowDown | IdempotencyKeyReused | NotFound | Unavailable
+)
 
 LEFT = Script("stock/left", SaleKeys, Left | Unavailable)
 HOLD = Script("stock/hold", SaleKeys, HeldAnswer)

@@ -153,7 +153,8 @@ async def _drained(gate: Gate, sale: Sale) -> None:
     head = await outbox.HEAD(gate, sale.keys)
     if not isinstance(head, outbox.Head):
         raise TypeError(f"the head of the streams was answered {head}")
-    await outbox.PERSIST(gate, sale.keys, epoch=1, name="journal", n=head.journal_n, entry_id=head.journal_id)
+    watermark = outbox.Watermark(1, 1, head.journal_n, head.journal_id)
+    await outbox.announce(gate, sale.keys, "journal", watermark)
 
 
 async def _admit_rate(gate: Gate, sale: Sale) -> float:

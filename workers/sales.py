@@ -257,7 +257,7 @@ class Inspection:
         if row.kind == "coupon":
             return await self._look_at_coupons(stores, row)
         found = await sales.look(stores.gate, row)
-        await self._compare(stores, row, found)
+        is_at_rest = await self._compare(stores, row, found)
         if not isinstance(found, Checkpoint):
             raise Divergence(f"the store answers {word_of(type(found))}")
         await sales.keep_checkpoint(stores, row, found)
@@ -271,14 +271,14 @@ class Inspection:
             self._bells.sweep.ring()
         if found.overdue > 0:
             self._bells.reconcile.ring()
-        metrics.keep_behind(row.sale_id, outbox=found.outbox_behind, journal=found.journal_behind)
+        self._keep_behind(is_at_rest=is_at_rest, outbox=found.outbox_behind, journal=found.journal_behind)
         return False
 
-    async def _compare(self, stores: Stores, row: Sale, found: object) -> None:
-        """Raise Divergence unless both streams continue what Postgres has; ring for what their readers lack.
+    async def _compare(self, stores: Stores, row: Sale, found: object) -> bool:
+        """Ring for what the readers of both streams lack; whether they lack nothing.
 
-        Where both end at what their readers remember, nothing else has to be asked: nobody but the owner moves a
-        watermark.
+        Then nothing else has to be asked, as nobody but the owner moves a watermark. Raises Divergence where a stream
+        does not continue what Postgres has.
         """
         is_at_rest = True
         for stream, reader in self._readers.items():
@@ -291,18 +291,28 @@ class Inspection:
             wrong = await outbox.inspect(stores.gate, stores.postgres, row.keys, row.epoch)
             if wrong:
                 raise Divergence(wrong)
+        return is_at_rest
 
     async def _look_at_coupons(self, stores: Stores, row: Sale) -> bool:
         head = await outbox.HEAD(stores.gate, row.keys)
         is_same = isinstance(head, Head) and head.epoch == row.epoch
-        await self._compare(stores, row, head if is_same else None)
+        is_at_rest = await self._compare(stores, row, head if is_same else None)
         reply = await coupons.COUNT(stores.gate, row.keys, epoch=row.epoch)
         if not isinstance(reply, CountedCoupons) or reply.state != "open":
             raise Divergence(f"the store answers {reply}")
         if reply.version < row.version:
             await coupons.send(stores.gate, stores.postgres, row)
-        metrics.keep_behind(row.sale_id, outbox=reply.outbox_behind, journal=0)
+        self._keep_behind(is_at_rest=is_at_rest, outbox=reply.outbox_behind, journal=0)
         return False
+
+    def _keep_behind(self, *, is_at_rest: bool, outbox: int, journal: int) -> None:
+        """Show how far Postgres is behind; where it is not, and the store has lost word of that, it is told again."""
+        metrics.keep_behind(self._sale.sale_id, outbox=outbox, journal=journal)
+        behind: Mapping[Stream, int] = {"outbox": outbox, "journal": journal}
+        for stream, reader in self._readers.items():
+            if is_at_rest and behind[stream] > 0:
+                reader.repeat()
+                self._bells.streams[stream].ring()
 
 
 def _end_of(stream: Stream, found: object) -> tuple[int, int, str] | None:

@@ -11,7 +11,7 @@ SWEPT_AT_ONCE = 25
 
 
 async def sweep(stores: Stores, sale: Sale) -> bool:
-    """End lapsed holds and forget old ones; returns whether more wait.
+    """End lapsed holds and forget old ones; returns whether more of either wait.
 
     Nothing depends on when this runs: a lapsed hold counts as free in every script.
     """
@@ -19,4 +19,4 @@ async def sweep(stores: Stores, sale: Sale) -> bool:
     if not isinstance(reply, Expired):
         return False
     metrics.EXPIRED.inc(reply.count)
-    return reply.left > 0
+    return reply.left > 0 or reply.trimmed == SWEPT_AT_ONCE

@@ -13,7 +13,7 @@ import asyncio
 import functools
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -179,21 +179,19 @@ async def find_watermark(postgres: asyncpg.Pool | Connection, sale_id: str, stre
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def parse_entries(raw: Sequence[tuple[bytes, Mapping[bytes, bytes] | None]]) -> list[Entry]:
-    """Make entries of what XRANGE or XREAD answered.
+def parse_entries(raw: Sequence[tuple[bytes, Mapping[bytes, bytes] | None]]) -> Iterator[Entry]:
+    """Make entries of what XRANGE answered, one after the other.
 
-    Raises Divergence for an entry that no script of ours wrote.
+    Raises Divergence for an entry that no script of ours wrote, after those that stand before it.
     """
-    entries = []
     for entry_id, pairs in raw:
-        fields = {name.decode(): value.decode() for name, value in (pairs or {}).items()}
         try:
+            fields = {name.decode(): value.decode() for name, value in (pairs or {}).items()}
             epoch, n = int(fields.pop("epoch")), int(fields.pop("n"))
             before, kind = fields.pop("before"), fields.pop("kind")
         except (KeyError, ValueError) as fault:
             raise Divergence(f"entry {entry_id.decode()} is not of a stream's form: {fault!r}") from fault
-        entries.append(Entry(entry_id.decode(), epoch, n, before, kind, fields))
-    return entries
+        yield Entry(entry_id.decode(), epoch, n, before, kind, fields)
 
 
 async def read(
@@ -318,6 +316,10 @@ class Reader:
         await self._apply_or_bury(entries)
         self.applied += len(entries)
         await self._announce(self.watermark or await self._find_watermark())
+
+    def repeat(self) -> None:
+        """The store has forgotten how far Postgres is: say it again at the next look that finds nothing new."""
+        self._is_announced = False
 
     async def _announce(self, watermark: Watermark) -> None:
         """Say how far Postgres is; where it is not heard, the next look at a stream with nothing new says it again."""
@@ -450,10 +452,15 @@ async def announce(gate: Gate, keys: SaleKeys, stream: Stream, watermark: Waterm
     himself after a quarter of a second, and the reader says it again.
     """
     try:
-        if stream == "outbox":
-            await gate.redis.execute_command("PUBLISH", CHANNEL, f"{keys.sale_id} {watermark.epoch} {watermark.n}")
         reply = await PERSIST(
-            gate, keys, epoch=watermark.epoch, name=stream, n=watermark.n, entry_id=watermark.entry_id
+            gate,
+            keys,
+            epoch=watermark.epoch,
+            name=stream,
+            n=watermark.n,
+            entry_id=watermark.entry_id,
+            channel=CHANNEL,
+            message=f"{keys.sale_id} {watermark.epoch} {watermark.n}" if stream == "outbox" else "",
         )
     except (StoreUnavailable, ScriptFault, RedisError, OSError) as fault:
         logger.warning("sale %s: %s n %d was not announced: %s", keys.sale_id, stream, watermark.n, fault)

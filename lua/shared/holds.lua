@@ -33,6 +33,8 @@ local RECORD = string.rep("([^|]*)|", #FIELDS - 2) .. "([^|]*)|?([^|]*)"
 -- At most this many holds that ended within the repeat window are remembered of one buyer; those still running
 -- count, because each of them will end.
 local ENDED_MAX = 100
+-- At most this many times may a part of one hold be given back: the hold remembers each.
+local RELEASES_MAX = 100
 -- At most this many payments of one hold may end without having bought it: the hold remembers each.
 local PAYMENTS_MAX = 20
 

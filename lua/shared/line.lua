@@ -213,3 +213,27 @@ local function drop_ties(user, queue_no)
     redis.call("HDEL", ties, user)
   end
 end
+
+-- Makes a visitor's live token its user's, and answers the one that stands now: of two the ACTIVE one, else the lower
+-- number; the other gives way and leads there.
+local function tie_token(user, visitor, token)
+  local own = live_token(user)
+  local own_is_active, token_is_active = own and own.status == "ACTIVE", token.status == "ACTIVE"
+  local keep_own = own and own.queue_no < token.queue_no
+  if own_is_active ~= token_is_active then
+    keep_own = own_is_active
+  end
+  if keep_own then
+    end_live(visitor, token, "LEFT", own.queue_no)
+    token = own
+  else
+    if own then
+      end_live(user, own, "LEFT", token.queue_no)
+    end
+    local n = next_number("journal")
+    hand_over(visitor, user, token)
+    append(journal, n, "tied", "queue_no", token.queue_no, "owner", user)
+  end
+  keep_tie(user, visitor, token.queue_no)
+  return token
+end

@@ -32,6 +32,7 @@
 --   unit_unknown            variant_ids...
 --   hold_ended              reason
 --   payment_running         payment_id
+--   slow_down               retry_after_ms
 --   idempotency_key_reused
 --   not_found
 --   sale_unknown
@@ -86,6 +87,9 @@ if #unknown > 0 then
   return { "unit_unknown", unpack(unknown) }
 end
 local whole = count == count_units(hold)
+if not whole and #split(hold.releases) >= RELEASES_MAX then
+  return { "slow_down", hold.expires_at_ms - now_ms } -- by then this hold has ended
+end
 
 -- Change.
 local n = next_number("journal")

@@ -21,7 +21,7 @@
 --   ended_tokens_at  zset    queue_no, scored by the millisecond it ended
 --   gone             zset    queue numbers above serving that left the line, scored by the order in which they did
 --   ties             hash    visitor owner -> user owner
---   journal          stream  joined; ended for a number that gave way
+--   journal          stream  joined, tied; ended for a number that gave way
 -- ARGV
 --   epoch
 --   owner
@@ -52,6 +52,16 @@ if not room_is_on() then
   return { "admitted_without_number" }
 end
 local found = follow(owner, queue_no)
+if not found and visitor ~= "" then
+  found = follow(visitor, queue_no) -- its browser may have put it back before anybody signed in there
+  if found and found.owner ~= visitor and found.owner ~= owner then
+    return { "not_found" } -- and somebody else has signed in since
+  end
+end
+if found and found.token and found.owner == visitor then
+  local token = tie_token(owner, visitor, found.token)
+  return { "put_back", token.queue_no, public_status(token) }
+end
 if found then
   return { "put_back", found.queue_no or found.token.queue_no, found.ended or public_status(found.token) }
 end

@@ -34,7 +34,6 @@
 --   sale_rebuilding
 --
 -- Safe to repeat: the tie stands until the token ends, and answers what it stands for. Another user is refused.
-local journal = KEYS[12]
 local epoch = ARGV[1]
 local visitor = ARGV[2]
 local user = ARGV[3]
@@ -57,22 +56,5 @@ if found.owner == user then
 end
 
 -- Change.
-local own = live_token(user)
-local own_is_active, token_is_active = own and own.status == "ACTIVE", token.status == "ACTIVE"
-local keep_own = own and own.queue_no < token.queue_no
-if own_is_active ~= token_is_active then
-  keep_own = own_is_active
-end
-if keep_own then
-  end_live(visitor, token, "LEFT", own.queue_no)
-  token = own
-else
-  if own then
-    end_live(user, own, "LEFT", token.queue_no)
-  end
-  local n = next_number("journal")
-  hand_over(visitor, user, token)
-  append(journal, n, "tied", "queue_no", token.queue_no, "owner", user)
-end
-keep_tie(user, visitor, token.queue_no)
+token = tie_token(user, visitor, token)
 return { "tied", token.queue_no, public_status(token) }

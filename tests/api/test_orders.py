@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from api.house import House
-from engine import carts, coupons, ids
+from engine import carts, coupons, ids, stock, waiting_room
 from engine.settings import Settings
 from tests.api.calling import Person, Show, Worker, problem, stock_up
 from tests.api.test_coupons import issue, make
@@ -75,6 +75,29 @@ async def test_a_key_orders_once(operator: Person, people: list[Person]) -> None
     assert again.headers["idempotent-replayed"] == "true"
     assert problem(await people[0].post("/v1/orders", of((tee, 3)), key="k")) == (422, "idempotency_key_reused")
     assert (await ordered(people[1], (tee, 3)))["status"] == "PENDING"
+
+
+async def test_who_leaves_the_line_of_a_drop_gives_the_units_back(
+    operator: Person, people: list[Person], house: House
+) -> None:
+    drop = (await operator.post("/v1/admin/sales", {"name": "Drop"})).json()["sale_id"]
+    [tee] = await tees(operator, 5, sale_id=drop)
+    assert (await operator.patch(f"/v1/admin/sales/{drop}/queue", {"state": "open"})).status_code == 200
+    ann = people[0]
+    line = {"Queue-Token": (await ann.post(f"/v1/sales/{drop}/queue/tokens")).json()["token"]}
+    sale = await house.book.read(drop)
+    assert sale is not None
+    await waiting_room.admit(house.gate, sale, most=1)
+    made = await ann.post("/v1/orders", of((tee, 2)), headers=line)
+    assert made.status_code == 201, made.text
+    assert await stock.left(house.gate, sale, [tee]) == {tee: 3}
+
+    left = await ann.http.delete(f"/v1/sales/{drop}/queue/token", headers=ann.headers | line)
+
+    assert (left.status_code, left.json()["status"]) == (200, "LEFT")
+    assert await stock.left(house.gate, sale, [tee]) == {tee: 5}
+    given_up = (await ann.get(f"/v1/orders/{made.json()['order_id']}")).json()
+    assert (given_up["status"], given_up["reason"]) == ("CANCELLED", "USER")
 
 
 async def test_every_shortage_is_told_with_the_other_sizes(operator: Person, people: list[Person]) -> None:

@@ -11,6 +11,7 @@ from api.house import House
 from engine import waiting_room
 from engine.tokens import QueueToken, QueueTokens
 from tests.api.calling import Person, Show, Worker, problem, raw
+from tests.workers.working import until
 
 
 class Visitor:
@@ -46,6 +47,14 @@ async def see(house: House) -> None:
     """Refresh what this process knows of the sales and their rooms."""
     await house.book.refresh()
     await house.rooms.refresh()
+
+
+async def lose(operator: Person, show: Show, house: House) -> None:
+    """Lose the store, and have the sale written anew."""
+    await house.stores.redis.flushall()
+    await house.postgres.execute("UPDATE stream_owners SET until = now()")
+    rebuilt = await operator.post(f"/v1/admin/sales/{show.sale_id}/rebuild")
+    assert rebuilt.status_code == 200, rebuilt.text
 
 
 async def test_a_room_that_is_off_lets_everybody_in(people: list[Person], show: Show) -> None:
@@ -121,6 +130,31 @@ async def test_polls_of_those_who_wait_cost_no_command(people: list[Person], sho
         assert (await poll(people[0], show, token)).json()["status"] == "WAITING"
     # The process refreshes its snapshots meanwhile, whoever polls.
     assert house.gate.statistics.operations - before < 25
+
+
+async def test_rooms_are_read_again_after_a_pass_that_failed_as_none_should(
+    show: Show, house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    await show.set_room(state="open")
+    await see(house)
+    sale = await house.book.read(show.sale_id)
+    assert sale is not None
+    await house.stores.redis.set(sale.keys.admissions, "no hash")
+
+    async def has_failed() -> bool:
+        return any("not refreshed: ScriptFault" in record.getMessage() for record in caplog.records)
+
+    await until(has_failed)
+    await house.stores.redis.delete(sale.keys.admissions)
+    seen = set()
+
+    async def is_read_again() -> bool:
+        # The first time that somebody asks, the room is read for them; from then on only in the background.
+        answered = await show.operator.get(f"/v1/sales/{show.sale_id}/queue")
+        seen.add(answered.json()["updated_at"])
+        return len(seen) > 2
+
+    await until(is_read_again)
 
 
 async def test_a_token_is_its_owners_and_its_sales(
@@ -206,6 +240,38 @@ async def test_leaving_gives_back_what_is_held(people: list[Person], show: Show,
     assert (await join(people[0], show)).json()["queue_no"] == 2
 
 
+async def test_a_place_of_a_lost_store_can_be_given_up(
+    people: list[Person], operator: Person, show: Show, house: House, worker: Worker
+) -> None:
+    await show.set_room(state="paused")
+    tokens = [(await join(person, show)).json()["token"] for person in people]
+    await worker.drain()
+    await lose(operator, show, house)
+    await see(house)
+    path = f"/v1/sales/{show.sale_id}/queue/token"
+    for _ in range(2):
+        left = await people[0].http.delete(path, headers=people[0].headers | {"Queue-Token": tokens[0]})
+        assert (left.status_code, left.json()["status"]) == (200, "LEFT")
+    assert (await poll(people[0], show, tokens[0])).json()["status"] == "LEFT"
+    assert (await poll(people[1], show, tokens[1])).json()["status"] == "WAITING"
+
+
+async def test_a_visitors_token_is_its_users_also_before_the_process_hears_that_the_store_was_lost(
+    people: list[Person], operator: Person, show: Show, house: House, worker: Worker
+) -> None:
+    await show.set_room(state="paused")
+    visitor = Visitor(operator.http)
+    token = (await join(visitor, show)).json()["token"]
+    await worker.drain()
+    stale = await house.book.read(show.sale_id)
+    assert stale is not None
+    await lose(operator, show, house)
+    house.book._sales[show.sale_id] = stale  # as another process still knows it
+    people[0].headers |= visitor.headers
+    place = (await poll(people[0], show, token)).json()
+    assert (place["queue_no"], place["status"]) == (1, "WAITING")
+
+
 async def test_who_has_bought_is_told_so(people: list[Person], show: Show, house: House, worker: Worker) -> None:
     await show.set_room(state="open")
     token = (await join(people[0], show)).json()["token"]
@@ -266,10 +332,7 @@ async def test_places_outlive_the_store(
     await show.set_room(state="open", active_max=1)
     tokens = [(await join(person, show)).json()["token"] for person in people]
     await worker.drain()
-    await house.stores.redis.flushall()
-    await house.postgres.execute("UPDATE stream_owners SET until = now()")
-    rebuilt = await operator.post(f"/v1/admin/sales/{show.sale_id}/rebuild")
-    assert rebuilt.status_code == 200, rebuilt.text
+    await lose(operator, show, house)
     await see(house)
     places = [(await poll(person, show, token)).json() for person, token in zip(people, tokens, strict=True)]
     assert [place["queue_no"] for place in places] == [1, 2, 3]

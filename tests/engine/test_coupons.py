@@ -220,7 +220,7 @@ async def test_an_entry_that_is_told_again_adds_nothing(stores: Stores) -> None:
     await shop.issued("ann")
     await shop.drain()
     sale = await shop.sale()
-    entries = outbox.parse_entries(await stores.redis.xrange(sale.keys.outbox))
+    entries = list(outbox.parse_entries(await stores.redis.xrange(sale.keys.outbox)))
     async with stores.postgres.acquire() as connection, connection.transaction():
         await coupons.settle(connection, sale, [*entries, *entries])
     await shop.check()

@@ -241,3 +241,24 @@ async def test_what_was_left_behind_is_something_to_do(shop: Shop, left: str) ->
     await shop.drain()
     await shop.stores.postgres.execute(left)
     assert await is_unfinished(shop)
+
+
+async def test_holds_to_be_given_back_are_asked_for_in_one_moment_and_one_that_fails_stops_no_other(
+    stores: Stores,
+) -> None:
+    shop, postgres = await open_shop(stores, seats_count=30), stores.postgres
+    requests = [await shop.buy(f"A-1-{number}", by=f"buyer {number}") for number in range(1, 31)]
+    await shop.drain()
+    await postgres.execute("UPDATE reservation_seats SET status = 'ENDED' WHERE status = 'CLAIMED'")
+    await postgres.execute(
+        "INSERT INTO restores (hold_id, sale_id, fence, token_goes_next) "
+        "SELECT reservation_id, sale_id, fence, false FROM reservations"
+    )
+    sale, before = await shop.sale(), stores.gate.statistics.batches
+    await stores.redis.execute_command("HSET", sale.keys.buyers, await shop.person("buyer 7"), "no row")
+
+    assert await reconciliation.give_back(stores.gate, postgres, sale, most=200) == 29
+    assert stores.gate.statistics.batches - before <= 2
+    assert (await shop.states()).keys() <= {"A-1-7"}
+    left = await shop.rows("SELECT hold_id FROM restores WHERE done_at IS NULL")
+    assert left == [(requests[6].holding.hold_id,)]

@@ -252,6 +252,19 @@ async def test_a_token_of_an_older_epoch_is_put_back_and_answered_for_the_new_on
     assert await front.line.scores("waiting") == {user("bob"): 2}
 
 
+async def test_a_token_shown_before_this_process_has_heard_of_the_new_copy_is_put_back(front: Front) -> None:
+    await front.line.joined("ann", "bob")
+    await front.line.admit(1)
+    await front.rooms.refresh()
+    await front.line.lose()
+    await front.line.set(epoch=2, serving=1)
+    await front.line.postgres.execute("UPDATE sales SET epoch = 2")
+    place = await front.place("ann", 1)
+    assert (place.epoch, place.queue_no, place.status) == (2, 1, "WAITING")
+    # One that is unknown in its own copy stays so.
+    assert await front.poll("cat", 1, epoch=2) == NotFound()
+
+
 @pytest.mark.parametrize("by", ["user", "visitor"])
 async def test_a_number_that_postgres_knows_as_ended_is_not_put_back(front: Front, by: str) -> None:
     await front.line.joined("vic")

@@ -651,6 +651,22 @@ async def test_naming_every_unit_ends_the_hold(stall: Stall) -> None:
     assert (await stall.entries("journal"))[1]["whole"] == "1"
 
 
+async def test_a_hold_remembers_a_hundred_partial_releases_and_then_goes_back_whole_only(redis: RedisClient) -> None:
+    stall = await open_stall(redis, {"mug": 200})
+    order = await stall.held(mug=150)
+    for number in range(100):
+        assert await order.release(f"r{number}", mug=1) == stock.Released(0, ("mug:1",))
+
+    slow_down = await order.release("r100", mug=1)
+    assert isinstance(slow_down, SlowDown)
+    assert 290_000 < slow_down.retry_after_ms <= 300_000
+    assert await order.release("r99", mug=1) == stock.Released(1, ("mug:1",))
+    assert await stall.left() == {"mug": 150}
+    assert await order.release("r100") == stock.Released(0, ("mug:50",))
+    assert await stall.left() == {"mug": 200}
+    await stall.check()
+
+
 async def test_a_release_is_refused_to_others_to_other_wishes_and_in_other_states(stall: Stall) -> None:
     order = await stall.held(mug=2, cap=1)
     assert await order.release(more={"buyer_id": buyer("bob")}) == NotFound()

@@ -754,6 +754,32 @@ async def test_a_tie_is_put_back_with_its_number(line: Line) -> None:
     assert _status(await line.enter("vic", 1)) == ("WAITING", 1)
 
 
+async def test_a_number_that_its_visitor_put_back_is_handed_to_the_user_and_stands_once(line: Line) -> None:
+    await line.joined("vic", "bob")
+    await line.lose()
+    # One tab asks before anybody signs in; the other does so with the same old token, and a later copy of it again.
+    assert await line.put_back("vic", 1) == PutBack(1, "WAITING")
+    for _ in range(2):
+        assert await line.put_back("ann", 1, "vic") == PutBack(1, "WAITING")
+    assert await line.scores("waiting") == {user("ann"): 1}
+    assert await line.join("vic") == Joined(1, 0, "WAITING")
+    assert (await line.told())[1:] == [("tied", "1", user("ann"))]
+    # Somebody else who signs in there has no part in it.
+    assert await line.put_back("bob", 1, "vic") == NotFound()
+    await line.check()
+
+
+async def test_of_a_users_own_number_and_their_visitors_the_lower_stands_when_both_are_put_back(line: Line) -> None:
+    await line.joined("ann", "vic")
+    await line.lose()
+    await line.put_back("vic", 2)
+    await line.put_back("ann", 1)
+    for _ in range(2):
+        assert await line.put_back("ann", 2, "vic") == PutBack(1, "WAITING")
+    assert await line.scores("waiting") == {user("ann"): 1}
+    await line.check()
+
+
 async def test_nobody_is_put_back_while_postgres_is_too_far_behind(line: Line) -> None:
     await line.joined("ann", "bob", "cat")
     await line.lose()

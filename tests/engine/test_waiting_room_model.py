@@ -171,6 +171,10 @@ class Model:
             return Tied(queue_no, token.status)
         if holder == user:
             return Tied(queue_no, token.public)
+        kept = self.hand_over(visitor, user, token)
+        return Tied(kept.queue_no, kept.public)
+
+    def hand_over(self, visitor: str, user: str, token: Live) -> Live:
         own = self.settle(user)
         both = [each for each in (token, own) if each]
         kept = min(both, key=lambda each: (each.status != "ACTIVE", each.queue_no))
@@ -181,12 +185,20 @@ class Model:
         else:
             self.end(visitor, token.queue_no, "LEFT", kept.queue_no)
         self.keep_tie(user, visitor, kept.queue_no)
-        return Tied(kept.queue_no, kept.public)
+        return kept
 
     def put_back(self, owner: str, queue_no: int, visitor: str) -> Reply:
-        if found := self.follow(owner, queue_no):
-            token, _, queue_no = found
-            return PutBack(queue_no, token.status if isinstance(token, End) else token.public)
+        found = self.follow(owner, queue_no)
+        if found is None and visitor:
+            found = self.follow(visitor, queue_no)
+            if found and found[1] not in {visitor, owner}:
+                return NotFound()
+        if found:
+            token, holder, queue_no = found
+            if isinstance(token, End):
+                return PutBack(queue_no, token.status)
+            kept = self.hand_over(visitor, owner, token) if holder == visitor else token
+            return PutBack(kept.queue_no, kept.public)
         if queue_no > self.queue_no:
             return NotFound()
         standing = self.standing(owner)
@@ -330,11 +342,12 @@ class Lines(TwoStores[Line]):
 
     @rule(name=NAMES, place=st.integers(0, 2), visitor=st.sampled_from(("", "", *VISITORS)))
     def put_back(self, name: str, place: int, visitor: str) -> None:
-        # Each owner has numbers of its own from before the loss.
-        queue_no = OLD[(OWNERS.index(name) + place * len(OWNERS)) % len(OLD)] if place < 2 else 3 * FIRST
-        if name in VISITORS or any(owner == visitor for owner in self.model.live):
+        if name in VISITORS:
             visitor = ""
-        if queue_no in {token.queue_no for owner, token in self.model.live.items() if owner != name}:
+        # Each owner has numbers of its own from before the loss.
+        number = OWNERS.index(visitor or name) + place * len(OWNERS)
+        queue_no = OLD[number % len(OLD)] if place < 2 else 3 * FIRST
+        if queue_no in {token.queue_no for owner, token in self.model.live.items() if owner not in {name, visitor}}:
             return  # a number is one person's: only a tie may have given it to another owner
         expected = self.model.put_back(name, queue_no, visitor)
         assert self.on_both(lambda line: line.put_back(name, queue_no, visitor)) == expected

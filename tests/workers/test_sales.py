@@ -55,6 +55,22 @@ async def test_what_is_sold_reaches_postgres_and_is_made_known(stores_any: Store
     await shop.check()
 
 
+async def test_a_store_that_lost_word_of_how_far_postgres_is_is_told_again(stores_any: Stores) -> None:
+    shop = await open_shop(stores_any)
+    keys = (await shop.sale()).keys
+
+    async def is_told() -> bool:
+        return [await shop.term(f"{stream}_persisted_n") for stream in outbox.STREAMS] == ["1", "1"]
+
+    async with shift(stores_any):
+        await shop.buy("A-1-1")
+        await until(is_told)
+        # Said after the last entry, so it is what a failover or a power cut loses alone.
+        await stores_any.redis.execute_command("HDEL", keys.sale, "outbox_persisted_n", "journal_persisted_n")
+        await until(is_told)
+    assert (await shop.row())["epoch"] == 1
+
+
 async def test_a_lost_store_is_noticed_and_written_anew(stores_any: Stores) -> None:
     shop = await open_shop(stores_any)
     async with shift(stores_any):

@@ -15,10 +15,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from engine.stores import embedded
+from engine.stores import embedded, outbox
 from engine.stores.cluster import Cluster
-from engine.stores.connections import open_redis
+from engine.stores.connections import open_listener, open_redis
 from engine.stores.embedded import valkey_server
+from engine.stores.keys import SaleKeys
+from engine.stores.scripts import Gate
 
 # A key of the first, the second and the third node's slots.
 KEYS = ("{two}", "{one}", "{three}")
@@ -103,6 +105,28 @@ async def test_a_slot_on_its_way_to_another_node_is_followed(data_dir: Path) -> 
             values = await asyncio.gather(*(client.get(f"{KEYS[0]}{number}") for number in range(50)))
             assert values == [str(number).encode() for number in range(50)]
             assert node_of(client, KEYS[0]).name == target.name
+
+
+async def test_what_a_sale_announces_depends_on_its_own_node_alone(data_dir: Path) -> None:
+    with embedded.cluster(data_dir) as url:
+        async with hasty_client(url) as client:
+            await client.initialize()
+            others = node_of(client, outbox.CHANNEL)  # where the library sends whatever names the channel first
+            keys = next(
+                keys for n in range(100) if node_of(client, (keys := SaleKeys(f"{n:032x}")).sale).name != others.name
+            )
+            await client.execute_command("HSET", keys.sale, "epoch", 1, "state", "open", "outbox_n", 1)
+            nodes = [valkey_server.find(data_dir / f"valkey-{number}") for number in range(3)]
+            [silenced] = [node for node in nodes if node and node.url.endswith(f":{others.port}")]
+            async with open_listener(url) as listener, listener.pubsub() as channel:
+                await channel.subscribe(outbox.CHANNEL)
+                with silent(silenced):
+                    assert await outbox.announce(Gate(client), keys, "outbox", outbox.Watermark(1, 1, 1, "1-0"))
+                assert await client.execute_command("HGET", keys.sale, "outbox_persisted_n") == b"1"
+                async with asyncio.timeout(10):
+                    while (message := await channel.get_message(timeout=1.0)) is None or message["type"] != "message":
+                        pass
+            assert message["data"] == f"{keys.sale_id} 1 1".encode()
 
 
 def node_of(client: RedisCluster, key: str) -> ClusterNode:

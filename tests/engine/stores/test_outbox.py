@@ -205,6 +205,20 @@ async def test_an_entry_that_no_script_wrote_is_divergence(gate: Gate, redis: Re
         await reader.drain()
 
 
+@pytest.mark.parametrize("strange", [b"there", b"\xff"])
+async def test_what_stands_before_such_an_entry_is_applied(
+    gate: Gate, redis: Redis, postgres: asyncpg.Pool, strange: bytes
+) -> None:
+    writer = Writer(redis)
+    ids = [await writer.append() for _ in range(2)]
+    await redis.xadd(KEYS.outbox, {"hello": strange})
+    reader = await open_reader(gate, postgres)
+    assert await reader.drain() == 2
+    assert await noted(postgres) == ids
+    with pytest.raises(Divergence):
+        await reader.drain()
+
+
 async def test_trimmed_entries_that_were_not_applied_are_divergence(
     gate: Gate, redis: Redis, postgres: asyncpg.Pool
 ) -> None:
@@ -568,7 +582,7 @@ async def test_an_older_persisted_number_never_replaces_a_newer_one(gate: Gate, 
     writer = Writer(redis)
     ids = [await writer.append() for _ in range(3)]
     for n in (3, 1):
-        await outbox.PERSIST(gate, KEYS, epoch=1, name="outbox", n=n, entry_id=ids[n - 1])
+        await outbox.PERSIST(gate, KEYS, epoch=1, name="outbox", n=n, entry_id=ids[n - 1], channel=CHANNEL, message="")
     assert await redis.hget(KEYS.sale, "outbox_persisted_n") == b"3"
     assert await redis.xlen(KEYS.outbox) == 1
 
