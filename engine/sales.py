@@ -43,9 +43,11 @@ RoomState = Literal["off", "prequeue", "open", "paused", "draining", "closed", "
 # What decides whether a sale sells: of one whose event is off, nobody changes these any more.
 SELLING: Final = frozenset({"opens_at", "closes_at", "room"})
 
-# What a waiting room may be set to at most: people inside or a minute, and seconds.
+# What a waiting room may be set to at most: people inside or a minute, seconds, and a number in line, which is exact
+# wherever numbers are doubles.
 PEOPLE_MAX: Final = 10_000_000
 SECONDS_MAX: Final = 86_400
+QUEUE_NO_MAX: Final = 2**53 - 1
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
