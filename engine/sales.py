@@ -4,6 +4,7 @@ A sale is the unit of contention: one hash tag in Redis, one epoch in Postgres. 
 counts; a process that asks with an older one is told so, reads the new one here and asks again, once.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeVar
@@ -24,6 +25,10 @@ SQL = queries.load("sales")
 
 # A transaction that began this long ago may still commit a row that carries its beginning as `updated_at`.
 COMMITS_WITHIN = timedelta(seconds=15)
+
+# Who asks for what this process must read in Postgres first waits so long for it: a poll has no other deadline, and
+# many of them would leave no room for requests that need nothing of Postgres.
+FIND_WITHIN_S: Final = 5.0
 
 # Numbers in line that are allowed ahead of those given out. A rebuild skips as many, so it is no more than a few
 # seconds of the fastest joining that was measured.
@@ -167,8 +172,14 @@ class SaleBook:
         return list(self._sales.values())
 
     async def find(self, sale_id: str) -> Sale | None:
-        """The sale, from the book or else from its row, so that one which another process just made is found."""
-        return self._sales.get(sale_id) or await self._by_id.submit(sale_id)
+        """The sale, from the book or else from its row, so that one which another process just made is found.
+
+        Raises TimeoutError.
+        """
+        if (known := self._sales.get(sale_id)) is not None:
+            return known
+        async with asyncio.timeout(FIND_WITHIN_S):
+            return await self._by_id.submit(sale_id)
 
     async def find_schedule(self, schedule_id: str) -> Sale | None:
         """The sale of a schedule, from the book or else from its row."""
