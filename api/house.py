@@ -165,6 +165,7 @@ async def _every(seconds: float, work: Callable[[], Awaitable[object]]) -> None:
     while True:
         try:
             await work()
-        except FAULTS as fault:
-            logger.warning("not refreshed: %s: %s", type(fault).__name__, fault)
+        except Exception as fault:  # the outermost loop: what one pass meets must not end all that come after
+            stack = None if isinstance(fault, FAULTS) else fault
+            logger.warning("not refreshed: %s: %s", type(fault).__name__, fault, exc_info=stack)
         await asyncio.sleep(seconds)
