@@ -5,6 +5,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from api.answers import Answer, Document, answer
+from api.bodies import whole
 from api.callers import USER, operator
 from api.clock import Time, rfc3339
 from api.operations import Body, Request, Routes
@@ -18,9 +19,9 @@ BEARER = "Bearer"
 
 routes = Routes("People and money")
 
-Email = Annotated[str, Meta(pattern=r"^[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+$", max_length=254)]
+Email = Annotated[str, Meta(pattern=whole(r"[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+"), max_length=254)]
 Password = Annotated[str, Meta(min_length=8, max_length=128)]
-Name = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=100)]
+Name = Annotated[str, Meta(pattern=whole(r"[^\x00-\x1f\x7f]+"), max_length=100)]
 
 
 class NewAccount(Body, frozen=True):
@@ -40,7 +41,7 @@ class NewAccountMade(Document, frozen=True):
 class Credentials(Body, frozen=True):
     """Who signs in."""
 
-    email: Annotated[str, Meta(max_length=254)]
+    email: Annotated[str, Meta(pattern=whole(r"[^\x00]*"), max_length=254)]
     password: Annotated[str, Meta(max_length=128)]
 
 
@@ -106,7 +107,9 @@ async def sign_up(request: Request, body: NewAccount) -> Answer:
 async def sign_in(request: Request, body: Credentials) -> Answer:
     """Sign in and get a token."""
     house = request.house
-    user_id = await accounts.sign_in(house.postgres, house.passwords, email=body.email, password=body.password)
+    # Lowered as it is where it is written: Postgres lowers other letters than Python does.
+    email = body.email.lower()
+    user_id = await accounts.sign_in(house.postgres, house.passwords, email=email, password=body.password)
     if isinstance(user_id, Busy):
         raise Refused(user_id)
     if user_id is None:

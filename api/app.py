@@ -153,6 +153,7 @@ def _cors(origins: Sequence[str]) -> CORSConfig | None:
             "Idempotency-Key",
             "If-Match",
             "If-None-Match",
+            "Last-Event-ID",
             "Queue-Token",
             "Visitor-Secret",
         ],

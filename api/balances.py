@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, UnsetType
 
 from api.answers import Answer, Document, answer
+from api.bodies import whole
 from api.callers import USER, operator
 from api.clock import Time, rfc3339
 from api.operations import Body, Request, Routes
@@ -44,7 +45,7 @@ class NewChargeByOperator(Body, frozen=True):
     """How much to add to somebody's balance, and why."""
 
     amount: Amount
-    reason: Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=200)]
+    reason: Annotated[str, Meta(pattern=whole(r"[^\x00-\x1f\x7f]+"), max_length=200)]
 
 
 class Charged(Document, frozen=True, kw_only=True):

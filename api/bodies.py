@@ -69,6 +69,11 @@ def misfit_of(words: str) -> tuple[str, str]:
     return path, message
 
 
+def whole(pattern: str) -> str:
+    """A pattern that only a whole text matches: Python's `$` alone also matches before a line break at the end."""
+    return rf"^{pattern}$(?!\n)"
+
+
 def text_of(document: Any) -> str:
     """Write a document as canonical JSON, to be fingerprinted."""
     return msgspec.json.encode(document, order="deterministic").decode()

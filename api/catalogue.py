@@ -26,13 +26,13 @@ from engine.sales import StaleVersion, Terms
 
 routes = Routes("Tickets")
 
-Line = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Prose = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$")]
-Address = Annotated[str, Meta(max_length=2000, pattern=r"^https?://[^\x00-\x20\x7f]+$")]
+Line = Annotated[str, Meta(min_length=1, max_length=200, pattern=bodies.whole(r"[^\x00-\x1f\x7f]*"))]
+Prose = Annotated[str, Meta(max_length=10_000, pattern=bodies.whole(r"[^\x00]*"))]
+Address = Annotated[str, Meta(max_length=2000, pattern=bodies.whole(r"https?://[^\x00-\x20\x7f]+"))]
 Seats = Annotated[tuple[NewSeat, ...], Meta(max_length=SEATS_MAX)]
 
 # The number of a seat: where a page of seats begins.
-SeatNo = Annotated[str, Meta(max_length=20)]
+SeatNo = Annotated[str, Meta(max_length=20, pattern=bodies.whole(r"[^\x00]*"))]
 
 
 class NewConcert(Body, frozen=True):

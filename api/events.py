@@ -23,7 +23,7 @@ from engine import messages
 from engine.messages import Lately
 from engine.refusals import Busy
 from engine.rooms import Room, Rooms
-from engine.sales import Sale, SaleBook
+from engine.sales import FIND_WITHIN_S, Sale, SaleBook
 from engine.seat_maps import Changes, Maps, SeatMap, epoch_of
 from engine.stores.replies import SaleRebuilding
 from engine.stores.scripts import Gate
@@ -93,7 +93,8 @@ class Events:
         Raises Refused where too many listen, or while the sale is rebuilt; and StoreUnavailable.
         """
         self._refuse_if_full()
-        newest = await self._maps.read(sale)
+        async with asyncio.timeout(FIND_WITHIN_S):
+            newest = await self._maps.read(sale)
         if not isinstance(newest, SeatMap):
             raise Refused(newest)
         # Again: others came meanwhile. From here on nothing waits until the flow is counted.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from api import bodies, metrics, problems
 from api.answers import Answer, Stream, refuse
@@ -57,6 +57,8 @@ class Face:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or let the framework do it."""
+        if self._shared:
+            send = _varying(send)
         if scope["type"] == ScopeType.HTTP and not (
             self._shared and any(name == b"origin" for name, _ in scope["headers"])
         ):
@@ -81,6 +83,8 @@ class Face:
         """The operations of a path by method, and the ids in it."""
         node, presented = self._root, []
         for segment in path.split("/")[1:]:
+            if not segment:
+                return {}, []  # under "" stand methods
             if segment in node:
                 node = node[segment]
             elif None in node:
@@ -225,6 +229,18 @@ class _Deadlines:
         self._ticking = bool(self._running)
         if self._ticking:
             loop.call_later(TICK_S, self._tick)
+
+
+def _varying(send: Send) -> Send:
+    """Tell caches what answers depend on: the framework names the origin to other origins alone, and only that."""
+
+    async def vary(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [header for header in message["headers"] if header[0] != b"vary"]
+            message["headers"] = [*headers, (b"vary", b"accept-encoding, origin")]
+        await send(message)
+
+    return vary
 
 
 async def _stream(given: Stream, receive: Receive, send: Send) -> None:

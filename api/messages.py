@@ -6,6 +6,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from api.answers import Answer, Document, answer
+from api.bodies import whole
 from api.callers import operator
 from api.clock import Time, rfc3339
 from api.operations import Body, Request, Routes
@@ -24,7 +25,7 @@ Text = Annotated[
     Meta(
         min_length=1,
         max_length=TEXT_MAX,
-        pattern=r"^ *[^\x00-\x20\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$",
+        pattern=whole(r" *[^\x00-\x20\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*"),
         description="One line; spaces around it are left out.",
     ),
 ]

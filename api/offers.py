@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from api.bodies import misfit_of
+from api.bodies import misfit_of, whole
 from api.operations import Body
 from api.problems import Misfit, invalid
 from api.seat_tables import Category, Listed, Part, Price
@@ -28,7 +28,7 @@ Moment = Annotated[datetime, Meta(tz=True, description="RFC 3339, with its dista
 Name = Annotated[
     str,
     Meta(
-        pattern=r"^[^|,=\x00-\x20\x7f]([^|,=\x00-\x1f\x7f]*[^|,=\x00-\x20\x7f])?$",
+        pattern=whole(r"[^|,=\x00-\x20\x7f]([^|,=\x00-\x1f\x7f]*[^|,=\x00-\x20\x7f])?"),
         max_length=50,
         description="Without | , = and without a space at either end.",
     ),
@@ -36,7 +36,7 @@ Name = Annotated[
 AccessCode = Annotated[
     str,
     Meta(
-        pattern=r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$",
+        pattern=whole(r"[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?"),
         max_length=100,
         description="Without a space at either end; upper and lower case are two.",
     ),

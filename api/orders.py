@@ -7,6 +7,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from api import problems
 from api.answers import Answer, Document, answer
+from api.bodies import whole
 from api.callers import USER
 from api.clock import Time, rfc3339
 from api.operations import Body, Empty, Request, Routes
@@ -36,7 +37,7 @@ from engine.stores.replies import SaleRebuilding
 
 routes = Routes("Goods")
 
-Id = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+Id = Annotated[str, Meta(pattern=whole("[0-9a-f]{32}"))]
 Quantity = Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
 
 

@@ -10,12 +10,13 @@ import msgspec
 from msgspec import Meta
 
 from api.answers import Document
+from api.bodies import whole
 from api.clock import EPOCH
 from api.problems import invalid
 
 # Where a page begins: a version or a number, or the microsecond and the id of the last record shown.
 Number = Annotated[int, Meta(ge=0, lt=2**62)]
-Place = tuple[Annotated[int, Meta(ge=0, lt=2**52)], Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]]
+Place = tuple[Annotated[int, Meta(ge=0, lt=2**52)], Annotated[str, Meta(pattern=whole("[0-9a-f]{32}"))]]
 
 T = TypeVar("T")
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from api.answers import Document
+from api.bodies import whole
 from api.operations import Body
 from engine.gateway import PAYMENT_METHOD_PATTERN
 
@@ -17,7 +18,7 @@ ReturnUrl = Annotated[
     str,
     Meta(
         max_length=2000,
-        pattern=r"^https?://[^\x00-\x20\x7f]+$",
+        pattern=whole(r"https?://[^\x00-\x20\x7f]+"),
         description="Where the buyer comes back to after their bank has asked them something.",
     ),
 ]

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from api.answers import Answer, Document, answer
+from api.bodies import whole
 from api.callers import USER, operator
 from api.clock import Time, rfc3339
 from api.house import House
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 routes = Routes("Payments")
 
-Id = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+Id = Annotated[str, Meta(pattern=whole("[0-9a-f]{32}"))]
 
 STATUS = {"enum": ["PENDING", "SUCCESS", "FAILED", "PARTIALLY_REFUNDED", "REFUNDED"]}
 
@@ -107,7 +108,7 @@ class NewResolution(Body, frozen=True, rename={"as_": "as"}):
     """What became of a payment in doubt, and how its operator knows."""
 
     as_: Literal["AUTHORISED", "FAILED"]
-    note: Annotated[str, Meta(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")]
+    note: Annotated[str, Meta(min_length=1, max_length=1000, pattern=whole(r"[^\x00]+"))]
 
 
 class InState(Page, frozen=True, kw_only=True):

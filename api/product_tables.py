@@ -9,6 +9,7 @@ from typing import Annotated
 from msgspec import UNSET, Meta, UnsetType
 
 from api import tables
+from api.bodies import whole
 from api.operations import Body, Table
 from api.problems import Misfit
 from api.seat_tables import Category, Price
@@ -19,12 +20,12 @@ from engine.products import STOCK_MAX, VALUE_MAX, VARIANTS_MAX, Status, value_of
 # Rows of one table: variants of however many products.
 ROWS_MAX = 10_000
 
-Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Prose = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$")]
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=whole(r"[^\x00-\x1f\x7f]*"))]
+Prose = Annotated[str, Meta(max_length=10_000, pattern=whole(r"[^\x00]*"))]
 Size = Annotated[
     str,
     Meta(
-        pattern=r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$",
+        pattern=whole(r"[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?"),
         max_length=50,
         description="Without a space at either end.",
     ),

@@ -22,7 +22,7 @@ from engine.refusals import IdempotencyKeyReused, LimitReached, NotFound
 routes = Routes("Goods")
 
 SaleId = Annotated[
-    str, Meta(pattern="^[0-9a-f]{32}$", description="The drop that sells it; else the standing shop does.")
+    str, Meta(pattern=bodies.whole("[0-9a-f]{32}"), description="The drop that sells it; else the standing shop does.")
 ]
 Told = Annotated[str, Meta(extra_json_schema={"enum": list(STATUSES)})]
 Shown = Annotated[str, Meta(extra_json_schema={"enum": list(SHOWN)})]

@@ -7,7 +7,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from api import problems
 from api.answers import Answer, Document, answer
-from api.bodies import text_of
+from api.bodies import text_of, whole
 from api.callers import USER
 from api.clock import Time, rfc3339
 from api.operations import Body, Empty, Request, Routes
@@ -36,12 +36,12 @@ from engine.wishes import AreaLine, Best, HeldBest, SeatLine
 
 routes = Routes("Tickets")
 
-SeatNo = Annotated[str, Meta(pattern=r"^[^|,=\x00-\x1f\x7f]{5,20}$", description="section-row-number")]
+SeatNo = Annotated[str, Meta(pattern=whole(r"[^|,=\x00-\x1f\x7f]{5,20}"), description="section-row-number")]
 SeatNos = Annotated[list[SeatNo], Meta(min_length=1, max_length=SEATS_MAX)]
 
 
 # What separates lists and lines in the store stands in nobody's name.
-Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^(?!-$)[^|,=\x00-\x1f\x7f]+$")]
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=whole(r"(?!-$)[^|,=\x00-\x1f\x7f]+"))]
 Count = Annotated[int, Meta(ge=1, le=SEATS_MAX)]
 
 

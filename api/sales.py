@@ -15,7 +15,7 @@ from api.operations import Body, Empty, Header, Request, Routes, changes_of
 from api.problems import BUSY, Refused
 from engine import accounts, ids, offers, rebuild, sales
 from engine.refusals import Busy, IdempotencyKeyReused, NotFound, SaleClosed
-from engine.sales import PEOPLE_MAX, SECONDS_MAX, RoomState, Sale, StaleVersion, Terms
+from engine.sales import PEOPLE_MAX, QUEUE_NO_MAX, SECONDS_MAX, RoomState, Sale, StaleVersion, Terms
 from engine.stores.replies import SaleRebuilding
 
 routes = Routes("Sales")
@@ -23,7 +23,7 @@ routes = Routes("Sales")
 Count = Annotated[int, Meta(ge=1, le=PEOPLE_MAX)]
 Seconds = Annotated[int, Meta(ge=1, le=SECONDS_MAX)]
 HoldSeconds = Annotated[int, Meta(ge=10, le=SECONDS_MAX)]
-Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=bodies.whole(r"[^\x00-\x1f\x7f]*"))]
 REBUILT_WITHIN_S = 30.0
 
 # Terms that a request says under the same name.
@@ -96,7 +96,7 @@ class EditedRoom(Body, frozen=True):
     entry_s: Seconds | UnsetType = UNSET
     session_s: Seconds | UnsetType = UNSET
     recall_s: Seconds | UnsetType = UNSET
-    draining_no: Annotated[int, Meta(ge=0, lt=2**62)] | UnsetType = UNSET
+    draining_no: Annotated[int, Meta(ge=0, le=QUEUE_NO_MAX)] | UnsetType = UNSET
 
 
 class RoomDocument(Document, frozen=True):

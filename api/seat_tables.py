@@ -11,6 +11,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from api import tables
+from api.bodies import whole
 from api.operations import Body, Table
 from api.problems import Misfit
 from api.tables import misfit_in, refuse
@@ -20,12 +21,12 @@ from engine.catalogue import PRICE_MAX, SEATS_MAX, Seat
 Part = Annotated[
     str,
     Meta(
-        pattern=r"^[^-|,=\x00-\x20\x7f]([^-|,=\x00-\x1f\x7f]*[^-|,=\x00-\x20\x7f])?$",
+        pattern=whole(r"[^-|,=\x00-\x20\x7f]([^-|,=\x00-\x1f\x7f]*[^-|,=\x00-\x20\x7f])?"),
         max_length=16,
         description="Without - | , = and without a space at either end.",
     ),
 ]
-Category = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Category = Annotated[str, Meta(min_length=1, max_length=100, pattern=whole(r"[^\x00-\x1f\x7f]*"))]
 Price = Annotated[int, Meta(ge=0, le=PRICE_MAX)]
 
 

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from api.answers import Answer, Document, answer, encode
+from api.bodies import whole
 from api.callers import operator
 from api.clock import EPOCH, Time, rfc3339
 from api.operations import Request, Routes
@@ -17,7 +18,7 @@ from engine.statistics import BEST_SELLERS_MAX, DAYS_MAX, FRESH_S, BestSellers, 
 
 routes = Routes("Statistics")
 
-ProductId = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+ProductId = Annotated[str, Meta(pattern=whole("[0-9a-f]{32}"))]
 DayTold = Annotated[
     str, Meta(description="A day in the time zone of the installation.", extra_json_schema={"format": "date"})
 ]

@@ -25,7 +25,7 @@ from engine.installation import CurrencyChanged, TimeZoneRefused
 from engine.messages import TEXT_MAX
 from engine.payments import State
 from engine.resolutions import Word
-from engine.sales import PEOPLE_MAX, SECONDS_MAX, RoomState
+from engine.sales import PEOPLE_MAX, QUEUE_NO_MAX, SECONDS_MAX, RoomState
 from engine.seat_blocks import SEATS_MAX
 from engine.settings import Settings, SettingsFault
 from engine.stores.connections import StoreUnavailable, UnsafeStore
@@ -262,7 +262,7 @@ def sales(*, limit: int, as_json: bool) -> None:
 @click.option("--entry-s", type=_SECONDS, help="How long somebody who was called may take to come.")
 @click.option("--session-s", type=_SECONDS, help="How long somebody may stay inside without buying.")
 @click.option("--recall-s", type=_SECONDS, help="How long somebody who did not come keeps priority.")
-@click.option("--draining-no", type=click.IntRange(0, 2**62), help="The last number that a draining room lets in.")
+@click.option("--draining-no", type=click.IntRange(0, QUEUE_NO_MAX), help="The last number a draining room lets in.")
 @_as_json
 def room(sale: str, *, as_json: bool, **changes: str | int | None) -> None:
     """Show the waiting room of a SALE, or set what is named of it; nobody loses their place."""

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-PAYMENT_METHOD_PATTERN = r"^(pm|card|src)_[A-Za-z0-9_]{1,120}$"
+PAYMENT_METHOD_PATTERN = r"^(pm|card|src)_[A-Za-z0-9_]{1,120}$(?!\n)"
 """What the id of a payment method looks like. A card number does not, so that none is ever kept or sent on."""
 
 IntentStatus = Literal["PROCESSING", "ACTION_REQUIRED", "AUTHORISED", "CAPTURED", "DECLINED", "CANCELLED"]

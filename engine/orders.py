@@ -389,7 +389,12 @@ async def find(
         return known
     # A deadline that has passed in the row may have been put off in Redis: the journal comes a moment later.
     found: stock.Hold | Refusal | None = None
-    for sale in book.find_by_prefix(order_id):
+    sales = book.find_by_prefix(order_id)
+    if not sales and row is None:
+        # Another process may have made the sale a moment ago.
+        await book.catch_up()
+        sales = book.find_by_prefix(order_id)
+    for sale in sales:
         if sale.kind != "stock":
             continue
         found = await stock.find(gate, sale, hold_id=order_id)

@@ -379,7 +379,12 @@ async def find(
         return known
     # A deadline that has passed in the row may have been put off in Redis: the journal comes a moment later.
     found: seats.Hold | Refusal | None = None
-    for sale in book.find_by_prefix(reservation_id):
+    sales = book.find_by_prefix(reservation_id)
+    if not sales and row is None:
+        # Another process may have made the sale a moment ago.
+        await book.catch_up()
+        sales = book.find_by_prefix(reservation_id)
+    for sale in sales:
         if sale.kind != "seats":
             continue
         found = await seats.find(gate, sale, hold_id=reservation_id)

@@ -21,7 +21,7 @@ import msgspec
 
 from engine import waiting_room
 from engine.refusals import Busy, NotFound
-from engine.sales import Sale, SaleBook
+from engine.sales import FIND_WITHIN_S, Sale, SaleBook
 from engine.stores.coalesce import Coalescer
 from engine.stores.connections import StoreUnavailable
 from engine.stores.replies import Unavailable
@@ -314,7 +314,8 @@ class Rooms:
         if snapshot is None or snapshot.room in {"off", "bypass"}:
             return self.without_number(room, sale, queue_no=queue_no, epoch=epoch)
         if epoch != snapshot.epoch:
-            ended = await self._ends.submit((sale.sale_id, queue_no, owner))
+            async with asyncio.timeout(FIND_WITHIN_S):
+                ended = await self._ends.submit((sale.sale_id, queue_no, owner))
             if ended is not None:
                 return ended if isinstance(ended, NotFound) else self._place(room, ended, POLL_MAX_MS)
             back = await waiting_room.put_back(self._gate, sale, owner=owner, queue_no=queue_no, visitor=visitor)

@@ -4,6 +4,7 @@ A sale is the unit of contention: one hash tag in Redis, one epoch in Postgres. 
 counts; a process that asks with an older one is told so, reads the new one here and asks again, once.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeVar
@@ -25,6 +26,10 @@ SQL = queries.load("sales")
 # A transaction that began this long ago may still commit a row that carries its beginning as `updated_at`.
 COMMITS_WITHIN = timedelta(seconds=15)
 
+# Who asks for what this process must read in Postgres first waits so long for it: a poll has no other deadline, and
+# many of them would leave no room for requests that need nothing of Postgres.
+FIND_WITHIN_S: Final = 5.0
+
 # Numbers in line that are allowed ahead of those given out. A rebuild skips as many, so it is no more than a few
 # seconds of the fastest joining that was measured.
 QUEUE_NO_STEP = 200_000
@@ -43,9 +48,11 @@ RoomState = Literal["off", "prequeue", "open", "paused", "draining", "closed", "
 # What decides whether a sale sells: of one whose event is off, nobody changes these any more.
 SELLING: Final = frozenset({"opens_at", "closes_at", "room"})
 
-# What a waiting room may be set to at most: people inside or a minute, and seconds.
+# What a waiting room may be set to at most: people inside or a minute, seconds, and a number in line, which is exact
+# wherever numbers are doubles.
 PEOPLE_MAX: Final = 10_000_000
 SECONDS_MAX: Final = 86_400
+QUEUE_NO_MAX: Final = 2**53 - 1
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,14 +175,21 @@ class SaleBook:
         # However many unknown ids are asked for, they cost one small read at a time.
         self._by_id = Coalescer(self._read_by_id, most=256, in_flight_max=1)
         self._by_schedule_id = Coalescer(self._read_by_schedule_id, most=256, in_flight_max=1)
+        self._refreshes = Coalescer(self._refresh_for_all, most=256, in_flight_max=1)
 
     def sales(self) -> list[Sale]:
         """Every sale in the book."""
         return list(self._sales.values())
 
     async def find(self, sale_id: str) -> Sale | None:
-        """The sale, from the book or else from its row, so that one which another process just made is found."""
-        return self._sales.get(sale_id) or await self._by_id.submit(sale_id)
+        """The sale, from the book or else from its row, so that one which another process just made is found.
+
+        Raises TimeoutError.
+        """
+        if (known := self._sales.get(sale_id)) is not None:
+            return known
+        async with asyncio.timeout(FIND_WITHIN_S):
+            return await self._by_id.submit(sale_id)
 
     async def find_schedule(self, schedule_id: str) -> Sale | None:
         """The sale of a schedule, from the book or else from its row."""
@@ -209,6 +223,18 @@ class SaleBook:
             # The database's clock alone decides; a quiet second reads the same few rows again.
             self._read_until = rows[-1]["updated_at"] - COMMITS_WITHIN
         return [sale_id for sale_id, sale in known.items() if self._sales[sale_id] != sale]
+
+    async def catch_up(self) -> None:
+        """Learn of sales that other processes have just made; however many ask for that, it is one read at a time.
+
+        Raises TimeoutError.
+        """
+        async with asyncio.timeout(FIND_WITHIN_S):
+            await self._refreshes.submit(None)
+
+    async def _refresh_for_all(self, askers: list[None]) -> Sequence[None]:
+        await self.refresh()
+        return askers
 
     async def _read_by_id(self, sale_ids: list[str]) -> Sequence[Sale | None]:
         rows = await SQL.find_sales.fetch(self._postgres, list(set(sale_ids)))

@@ -36,6 +36,14 @@ async def test_somebody_signs_up_and_in(http: httpx.AsyncClient) -> None:
     assert (me.json()["email"], me.json()["name"]) == ("ada@example.org", "Ada")
 
 
+async def test_an_email_is_the_same_in_capitals_that_postgres_does_not_know(http: httpx.AsyncClient) -> None:
+    eva = ADA | {"email": "\u0130da.\u00c9va@example.org"}
+    assert (await sign_up(http, eva)).status_code == 201
+    for email in (eva["email"], eva["email"].lower()):
+        answered = await http.post("/v1/sessions", json={"email": email, "password": eva["password"]})
+        assert answered.status_code == 201, email
+
+
 async def test_a_repeated_sign_up_answers_the_same_account(http: httpx.AsyncClient) -> None:
     first, second = await sign_up(http), await sign_up(http)
     assert second.status_code == 201

@@ -1,12 +1,13 @@
 """An error of the decoder becomes the path of what is wrong."""
 
+import re
 from typing import Annotated
 
 import msgspec
 import pytest
 from msgspec import Meta
 
-from api.bodies import decode, misfit_of, read_query
+from api.bodies import decode, misfit_of, read_query, whole
 from api.problems import InvalidRequest, Refused
 
 
@@ -41,6 +42,12 @@ def test_what_is_wrong_has_a_path(content: bytes, path: str) -> None:
 
 def test_other_words_are_passed_on() -> None:
     assert misfit_of("Something new") == ("", "Something new")
+
+
+def test_a_pattern_takes_no_line_break_at_the_end() -> None:
+    assert re.search(whole("a+"), "aa")
+    assert not re.search(whole("a+"), "aa\n")
+    assert re.search(whole(r"[^\x00]*"), "a\nb\n")
 
 
 class Query(msgspec.Struct):

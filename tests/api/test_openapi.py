@@ -1,5 +1,6 @@
 """The document tells of every operation all that a client must know, and nothing that is not there."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +48,16 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 def test_every_schema_is_a_schema(document: dict[str, Any]) -> None:
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_what_a_pattern_takes_ends_with_no_line_break(document: dict[str, Any]) -> None:
+    texts = ("A", "A-1-1", "0" * 32, "pm_card_visa", "https://shop.test/x", "someone@shop.test")
+    for pattern in set(values(document["components"]["schemas"], "pattern")):
+        taken = [text for text in texts if re.search(pattern, text)]
+        assert taken, pattern
+        # As a program reads it, and as the schema says it: in JSON Schema `$` is the very end.
+        if not re.search(pattern, "a\nb"):
+            assert not [text for text in taken if re.search(pattern, f"{text}\n")], pattern
 
 
 def test_every_operation_has_a_name_of_its_own_and_a_sentence(document: dict[str, Any]) -> None:

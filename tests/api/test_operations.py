@@ -1,12 +1,15 @@
 """What every route has in common: bodies, keys, ids, methods, and problems in one form."""
 
+import base64
 from collections.abc import AsyncIterator
 
 import httpx
+import msgspec
 import pytest
 
+from api.app import operations
 from api.house import House
-from tests.api.calling import Person, problem, raw
+from tests.api.calling import Person, Show, problem, raw
 
 CHARGES = "/v1/balance/charges"
 
@@ -73,6 +76,43 @@ async def test_an_id_that_can_be_none_is_not_found(http: httpx.AsyncClient, name
     assert problem(await http.get(f"/v1/concerts/{name}")) == (404, "not_found")
 
 
+@pytest.mark.parametrize("path", ["/v1/me//GET", "/v1/me//GET/x", "/v1/concerts//GET"])
+async def test_a_path_with_nothing_between_its_slashes_is_not_found(http: httpx.AsyncClient, path: str) -> None:
+    assert problem(await http.get(path)) == (404, "not_found")
+
+
+ODD_ID = "0" * 32 + "\n"
+
+
+def cursor(place: object) -> str:
+    """The `next` of a page that nobody was told."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(place)).decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/orders", {"lines": [{"variant_id": ODD_ID, "quantity": 1}]}),
+        (f"/v1/orders/{'0' * 32}/payments", {"method": "BALANCE", "user_coupon_id": ODD_ID}),
+        ("/v1/sessions", {"email": "a\x00@shop.test", "password": "correct horse"}),
+    ],
+)
+async def test_a_body_with_what_no_store_takes_is_refused(people: list[Person], path: str, body: object) -> None:
+    assert problem(await people[0].post(path, body)) == (400, "invalid_request")
+
+
+async def test_a_query_with_what_no_store_takes_is_refused(operator: Person, people: list[Person], show: Show) -> None:
+    days = {"product_id": ODD_ID}
+    assert problem(await operator.get("/v1/admin/statistics/products/daily", params=days)) == (400, "invalid_request")
+    page = {"cursor": cursor((0, ODD_ID))}
+    assert problem(await people[0].get("/v1/payments", params=page)) == (400, "invalid_request")
+    seats = f"/v1/admin/schedules/{show.schedule_id}/seats"
+    for seat_no in ("A\x00", "A" * 21, 7):
+        told = await operator.get(seats, params={"cursor": cursor(seat_no)})
+        assert problem(told) == (400, "invalid_request")
+    assert len((await operator.get(seats, params={"cursor": cursor("A-1-1")})).json()["items"]) == 9
+
+
 async def test_a_path_names_its_methods(http: httpx.AsyncClient) -> None:
     answered = await http.put("/v1/me", json={})
     assert problem(answered) == (405, "method_not_allowed")
@@ -96,8 +136,17 @@ async def test_browsers_of_the_shop_may_call(http: httpx.AsyncClient) -> None:
     filled = await http.options(f"/v1/cart/items/{'0' * 32}", headers=asked)
     assert filled.status_code == 204
     assert "PUT" in filled.headers["access-control-allow-methods"]
+    asked["Access-Control-Request-Method"] = "GET"
+    # A browser decides by itself what encodings it takes, and is no gateway.
+    read = {read.name for operation in operations() for read in operation.reads}
+    for name in {"Authorization", "Visitor-Secret", *read} - {"Accept-Encoding", "Stripe-Signature"}:
+        sent = asked | {"Access-Control-Request-Headers": name}
+        assert (await http.options("/v1/concerts", headers=sent)).status_code == 204, name
     answered = await http.get("/health/live", headers={"Origin": "https://shop.example"})
     assert answered.headers["access-control-allow-origin"] == "https://shop.example"
     assert "Idempotent-Replayed" in answered.headers["access-control-expose-headers"]
+    for headers in ({}, {"Origin": "https://shop.example"}, {"Origin": "https://evil.example"}):
+        kept = (await http.get("/.well-known/jwks.json", headers=headers)).headers
+        assert (kept["cache-control"], kept["vary"]) == ("public, max-age=300", "accept-encoding, origin")
     other = await http.get("/health/live", headers={"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in other.headers

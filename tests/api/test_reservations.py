@@ -2,10 +2,13 @@
 
 import asyncio
 
+import httpx
 import pytest
 
-from api.house import House
-from tests.api.calling import Person, Show, Worker, problem, put_on
+from api.app import create_app
+from api.house import House, open_house
+from engine.settings import Settings
+from tests.api.calling import Person, Show, Worker, problem, put_on, stock_up
 
 
 async def age(house: House, show: Show) -> None:
@@ -43,6 +46,24 @@ async def test_a_reservation_is_there_before_postgres_has_it_and_after(
         assert found["server_time"] >= held["server_time"]
     listed = (await people[0].get("/v1/reservations")).json()
     assert [item["reservation_id"] for item in listed["items"]] == [held["reservation_id"]]
+
+
+async def test_every_process_knows_a_hold_of_a_sale_that_was_just_made(
+    settings: Settings, operator: Person, people: list[Person]
+) -> None:
+    async with open_house(settings) as other:
+        face = create_app(settings)
+        face.house = other
+        transport = httpx.ASGITransport(app=face)  # type: ignore[arg-type]  # both are ASGI, typed by different names
+        async with httpx.AsyncClient(transport=transport, base_url="http://lastseat.test") as http:
+            show = await put_on(operator)
+            held = (await show.reserve(people[0], "A-1-1")).json()
+            found = await http.get(f"/v1/reservations/{held['reservation_id']}", headers=people[0].headers)
+            assert (found.status_code, found.json()["status"]) == (200, "PENDING")
+            variant_id = (await stock_up(operator))["variants"][0]["variant_id"]
+            held = (await people[0].post("/v1/orders", {"lines": [{"variant_id": variant_id, "quantity": 1}]})).json()
+            found = await http.get(f"/v1/orders/{held['order_id']}", headers=people[0].headers)
+            assert (found.status_code, found.json()["status"]) == (200, "PENDING")
 
 
 async def test_what_is_not_mine_is_not_there(people: list[Person], show: Show, worker: Worker) -> None:

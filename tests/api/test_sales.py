@@ -30,6 +30,15 @@ async def test_a_room_is_paused_at_once_without_reading_it_first(operator: Perso
     assert problem(refused) == (400, "invalid_request")
 
 
+async def test_a_room_drains_up_to_any_number_that_a_double_counts(operator: Person, show: Show, house: House) -> None:
+    path = f"/v1/admin/sales/{show.sale_id}/queue"
+    assert problem(await operator.patch(path, {"state": "draining", "draining_no": 2**53})) == (400, "invalid_request")
+    drained = await operator.patch(path, {"state": "draining", "draining_no": 2**53 - 1})
+    assert (drained.status_code, drained.json()["draining_no"]) == (200, 2**53 - 1)
+    await house.rooms.refresh()
+    assert (await operator.http.get(f"/v1/sales/{show.sale_id}/queue")).json()["state"] == "draining"
+
+
 async def test_the_room_of_no_sale_is_not_found(operator: Person) -> None:
     assert problem(await operator.get(f"/v1/admin/sales/{'0' * 32}/queue")) == (404, "not_found")
 

@@ -114,6 +114,7 @@ async def test_a_poll_that_learns_nothing_is_a_304(people: list[Person], show: S
     assert unchanged.status_code == 304
     assert unchanged.content == b""
     assert unchanged.headers["etag"] == first.headers["etag"]
+    assert (await poll(people[0], show, token, {"If-None-Match": f"W/{first.headers['etag']}"})).status_code == 304
     assert int(unchanged.headers["retry-after"]) >= 1
     await show.set_room(state="open")
     await admit(house, show)

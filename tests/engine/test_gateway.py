@@ -14,7 +14,8 @@ def test_the_id_of_a_payment_method_may_be_kept(payment_method_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["4242424242424242", "4242 4242 4242 4242", "pm_4242-4242", "pm_", "", "tok_visa", "pm_" + "a" * 121]
+    "text",
+    ["4242424242424242", "4242 4242 4242 4242", "pm_4242-4242", "pm_", "", "tok_visa", "pm_1a\n", "pm_" + "a" * 121],
 )
 def test_what_may_be_a_card_number_is_no_payment_method(text: str) -> None:
     assert not re.search(gateway.PAYMENT_METHOD_PATTERN, text)
