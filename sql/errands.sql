@@ -88,7 +88,7 @@ WHERE payment_id = $1 AND status = 'SUCCESS';
 UPDATE refunds SET status = 'DONE', done_at = now(), updated_at = now() WHERE refund_id = $1 AND status = 'PENDING';
 
 -- name: fail_refund
--- The gateway will not give it back: the payment is refunded by so much less.
+-- The gateway will not give it back: the payment is refunded by so much less. Of one that it never took, nothing is there.
 WITH failed AS (
   UPDATE refunds SET status = 'FAILED', updated_at = now()
   WHERE refund_id = $1 AND status = 'PENDING'
@@ -97,10 +97,18 @@ WITH failed AS (
 UPDATE payments
 SET
   refunded_amount = refunded_amount - failed.amount,
-  status = CASE WHEN refunded_amount = failed.amount THEN 'SUCCESS' ELSE 'PARTIALLY_REFUNDED' END,
+  status = CASE
+    WHEN EXISTS (
+      SELECT FROM gateway_operations AS captures
+      WHERE captures.payment_id = payments.payment_id AND captures.kind = 'CAPTURE' AND captures.status = 'REFUSED'
+    ) THEN 'UNCOLLECTED'
+    WHEN refunded_amount = failed.amount THEN 'SUCCESS'
+    ELSE 'PARTIALLY_REFUNDED'
+  END,
   version = version + 1, updated_at = now()
 FROM failed
-WHERE payments.payment_id = failed.payment_id AND payments.status IN ('PARTIALLY_REFUNDED', 'REFUNDED');
+WHERE payments.payment_id = failed.payment_id
+  AND payments.status IN ('PARTIALLY_REFUNDED', 'REFUNDED', 'UNCOLLECTED');
 
 -- name: finish_refunds_by_void
 -- Refunds of a card whose money was let go before it was taken: there is nothing more to give back.

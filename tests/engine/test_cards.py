@@ -391,6 +391,20 @@ async def test_a_refund_that_the_bank_refuses_is_failed_and_not_counted(shop: Sh
     assert (standing.status, standing.refunded_amount) == ("SUCCESS", 0)
 
 
+async def test_what_was_given_back_in_part_before_its_capture_was_refused_is_uncollected(
+    shop: Shop, adapter: StripeGateway
+) -> None:
+    hold_id = await shop.hold("A-1-1", "A-1-2")
+    async with counter(shop, adapter) as till:
+        payment = await drained_until(shop, pay(shop, till, hold_id, method="pm_capture_refused"))
+    await give_back(shop, hold_id, "A-1-1")
+    for _ in ("the capture", "the refund"):
+        assert (await tell(shop, adapter)).refused == 1
+    assert await refunds(shop) == [("CARD", PRICE, "FAILED")]
+    standing = await row(shop, payment)
+    assert (standing.status, standing.refunded_amount) == ("UNCOLLECTED", 0)
+
+
 async def test_a_refund_that_the_bank_thinks_about_is_done_when_it_says_so(shop: Shop, adapter: StripeGateway) -> None:
     hold_id = await shop.hold("A-1-1")
     async with counter(shop, adapter) as till:
