@@ -1,5 +1,6 @@
 """The faces as processes of their own: started, watched and stopped by their process ids."""
 
+import errno
 import http.client
 import os
 import signal
@@ -13,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.settings import PREFIX, Settings
+from engine.settings import PREFIX, Settings, variable
 
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 25.0
@@ -90,14 +91,26 @@ def reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
 
 
-def is_free(host: str, port: int) -> bool:
-    """Whether nobody listens there."""
+def port_taken(settings: Settings) -> ProcessFault:
+    """What is said where somebody listens on the port of the settings."""
+    return ProcessFault(f"Port {settings.port} of {settings.host} is taken. Name another one: {variable('port')}=…")
+
+
+def is_free(host: str, port: int, *, shared: bool = False) -> bool:
+    """Whether nobody listens there, but for those of us who share it, as API processes do.
+
+    Raises ProcessFault where we may not listen, or the host is none of this machine.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
             probe.bind((host, port))
-        except OSError:
+        except OSError as fault:
+            if fault.errno != errno.EADDRINUSE:
+                raise ProcessFault(f"Nothing can listen on port {port} of {host}: {fault.strerror}.") from fault
             return False
     return True
 
