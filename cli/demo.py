@@ -54,12 +54,15 @@ PLAIN_EVERY_S = 2.0
 
 def demo(settings: Settings, console: Console, *, stays: bool, buyers: int, seed: int | None) -> bool:
     """Sell out a concert; answer whether every invariant is true. With `stays` the API stays up until Ctrl-C."""
+    with processes.keeping(settings.host, settings.port) as kept:
+        if not kept:
+            settings = msgspec.structs.replace(settings, port=processes.free_port(settings.host))
+        return _demonstrate(settings, console, stays=stays, buyers=buyers, seed=seed)
+
+
+def _demonstrate(settings: Settings, console: Console, *, stays: bool, buyers: int, seed: int | None) -> bool:
     began = time.monotonic()
-    settings = msgspec.structs.replace(
-        settings,
-        admin_key=settings.admin_key or _demo_key(settings.data_path / KEY),
-        port=settings.port if processes.is_free(settings.host, settings.port) else processes.free_port(settings.host),
-    )
+    settings = msgspec.structs.replace(settings, admin_key=settings.admin_key or _demo_key(settings.data_path / KEY))
     history_path = settings.data_path / (HISTORY if settings.postgres_url is None else OUTSIDE_HISTORY)
     verbs = VERBS if settings.stripe_api_key else [GATEWAY, *VERBS]
     with embedded.provide(gatewaying.simulated(settings)) as known:

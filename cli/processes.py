@@ -115,6 +115,30 @@ def is_free(host: str, port: int, *, shared: bool = False) -> bool:
     return True
 
 
+@contextmanager
+def keeping(host: str, port: int, *, within_s: float = 0.0) -> Iterator[bool]:
+    """Keep a port for what we start, while the block runs; False where others listen there, or another start keeps it.
+
+    Processes of the API share their port: of two starts at once each would find it free, and both would serve there.
+    """
+    deadline = time.monotonic() + within_s
+    with socket.socket(socket.AF_UNIX) as guard:
+        name = f"\0lastseat {host} {port}"
+        while not (kept := _is_named(guard, name) and is_free(host, port)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield kept
+
+
+def _is_named(guard: socket.socket, name: str) -> bool:
+    """Whether this socket has a name that no other one can have, also after a kill; only Linux knows such names."""
+    if sys.platform == "linux" and not guard.getsockname():
+        try:
+            guard.bind(name)
+        except OSError:
+            return False
+    return True
+
+
 def wait_until_free(host: str, port: int) -> bool:
     """Whether nobody listens there, or soon nobody does: processes whose parent was killed are about to end."""
     deadline = time.monotonic() + PORT_FREE_WITHIN_S

@@ -25,8 +25,13 @@ def up(settings: Settings, console: Console) -> None:
 
 
 def _run(settings: Settings, console: Console) -> None:
-    if not processes.wait_until_free(settings.host, settings.port):
-        raise processes.port_taken(settings)
+    with processes.keeping(settings.host, settings.port, within_s=processes.PORT_FREE_WITHIN_S) as kept:
+        if not kept:
+            raise processes.port_taken(settings)
+        _serve(settings, console)
+
+
+def _serve(settings: Settings, console: Console) -> None:
     verbs = VERBS if settings.stripe_api_key else [GATEWAY, *VERBS]
     with embedded.provide(gatewaying.simulated(settings)) as known:
         show_key(asyncio.run(prepare_database(known)), console)
