@@ -15,6 +15,7 @@ from engine import installation
 from engine.processes import tame_collector
 from engine.settings import Settings
 from engine.stores import embedded
+from engine.stores.connections import open_stores
 
 if TYPE_CHECKING:
     from api.face import Face
@@ -33,7 +34,7 @@ def serve(settings: Settings, target: str = "api.server:application") -> None:
     `target` is the factory of the application that each process runs.
     """
     with embedded.provide(settings) as known, tempfile.TemporaryDirectory(prefix="lastseat-metrics-") as counted:
-        key = asyncio.run(installation.prepare_database(known))
+        key = asyncio.run(_prepare(known))
         if key is not None:
             print(f"Admin key, shown this once: {key}", flush=True)  # noqa: T201 - an operator reads it here
         # The processes read their settings as this one did; the library of metrics reads its own variable.
@@ -56,6 +57,12 @@ def serve(settings: Settings, target: str = "api.server:application") -> None:
             log_level=LogLevels.warning,
             factory=True,
         ).serve()
+
+
+async def _prepare(settings: Settings) -> str | None:
+    """Prepare the database; what is wrong with a store is said here once, and not by each process with a stack."""
+    async with open_stores(settings):
+        return await installation.prepare_database(settings)
 
 
 def _put_signals_off() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import random
 import secrets
 import time
@@ -21,9 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from cli import auditing, gatewaying, processes
-from cli.auditing import HISTORY
+from cli.auditing import HISTORY, OUTSIDE_HISTORY
 from cli.processes import Child, ProcessFault
-from cli.up import GATEWAY, VERBS, address_of, stop_as_by_ctrl_c
+from cli.up import GATEWAY, VERBS, address_of
 from engine.audit import Report
 from engine.installation import prepare_database
 from engine.settings import Settings
@@ -53,13 +54,16 @@ PLAIN_EVERY_S = 2.0
 
 def demo(settings: Settings, console: Console, *, stays: bool, buyers: int, seed: int | None) -> bool:
     """Sell out a concert; answer whether every invariant is true. With `stays` the API stays up until Ctrl-C."""
-    stop_as_by_ctrl_c()
+    with processes.keeping(settings.host, settings.port) as kept:
+        if not kept:
+            settings = msgspec.structs.replace(settings, port=processes.free_port(settings.host))
+        return _demonstrate(settings, console, stays=stays, buyers=buyers, seed=seed)
+
+
+def _demonstrate(settings: Settings, console: Console, *, stays: bool, buyers: int, seed: int | None) -> bool:
     began = time.monotonic()
-    settings = msgspec.structs.replace(
-        settings,
-        admin_key=settings.admin_key or _demo_key(settings.data_path / KEY),
-        port=settings.port if processes.is_free(settings.host, settings.port) else processes.free_port(settings.host),
-    )
+    settings = msgspec.structs.replace(settings, admin_key=settings.admin_key or _demo_key(settings.data_path / KEY))
+    history_path = settings.data_path / (HISTORY if settings.postgres_url is None else OUTSIDE_HISTORY)
     verbs = VERBS if settings.stripe_api_key else [GATEWAY, *VERBS]
     with embedded.provide(gatewaying.simulated(settings)) as known:
         _tell(console, "stores", "Valkey and Postgres are up", since=began)
@@ -69,14 +73,17 @@ def demo(settings: Settings, console: Console, *, stays: bool, buyers: int, seed
             beside = ", a card gateway that moves no money beside them" if GATEWAY in verbs else ""
             _tell(console, "faces", f"{known.workers} API processes and a worker are up{beside}", since=began)
             seed = secrets.randbelow(10**6) if seed is None else seed
-            held = uvloop.run(_show(known, console, children, buyers=buyers, seed=seed))
+            if settings.postgres_url is not None:
+                history_path.unlink(missing_ok=True)  # of which stores it was, nobody knows
+            held = uvloop.run(_show(known, console, children, history_path, buyers=buyers, seed=seed))
             if stays:
                 _stay(known, console, children)
     return held
 
 
-async def _show(settings: Settings, console: Console, children: list[Child], *, buyers: int, seed: int) -> bool:
-    history_path = settings.data_path / HISTORY
+async def _show(
+    settings: Settings, console: Console, children: list[Child], history_path: Path, *, buyers: int, seed: int
+) -> bool:
     host = processes.reachable(settings.host)
     async with Client(host, settings.port, connections_max=CONNECTIONS_MAX) as client:
         operator = Operator(client, str(settings.admin_key))
@@ -101,10 +108,13 @@ async def _show(settings: Settings, console: Console, children: list[Child], *, 
                 cards=not settings.has_real_gateway and settings.stripe_api_key is not None,
             )
             beside.keep(history)
-            async with asyncio.TaskGroup() as rushing:
-                rushing.create_task(beside.run())
+            rushing = asyncio.create_task(beside.run())
+            try:
                 tally = await _watch(visitors, concert, beside, console, children)
                 await latecomers.come(visitors, seed=seed)
+                await rushing
+            finally:
+                rushing.cancel()
             _tell_returns(tally, console)
         took_s = time.monotonic() - began
         await _summarise(settings, concert, tally, took_s, console)
@@ -248,10 +258,13 @@ class Operator:
 
 
 def _demo_key(path: Path) -> str:
-    if not path.exists():
+    if not path.exists() or not path.read_text():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(f"demo_{secrets.token_urlsafe(32)}")
+        # Under another name first: a start that is killed, or finds no room, leaves half a key to nobody.
+        new = path.with_suffix(f".{os.getpid()}")
+        new.touch(mode=0o600)
+        new.write_text(f"demo_{secrets.token_urlsafe(32)}")
+        new.replace(path)
     return path.read_text()
 
 

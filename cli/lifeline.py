@@ -1,12 +1,22 @@
-"""A process that we start ends with us, also when we are killed and cannot tell it to."""
+"""What we start ends with us: servers when we are told to stop, processes also when we are killed and cannot tell."""
 
 import os
 import signal
 import threading
 import time
+from types import FrameType
 
 LOOK_EVERY_S = 0.25
 END_WITHIN_S = 20.0
+
+
+def stop_as_by_ctrl_c() -> None:
+    """Let SIGTERM end us as Ctrl-C does: everything that we started is stopped."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def follow(parent: int) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from cli import lifeline
+from cli import lifeline, processes
 from cli.processes import METRICS_FOLDER, ProcessFault
 from engine.accounts import SCOPES
 from engine.balances import AMOUNT_MAX
@@ -31,6 +31,8 @@ from engine.settings import Settings, SettingsFault
 from engine.stores.connections import StoreUnavailable, UnsafeStore
 from engine.stores.embedded import EmbeddedFault
 from engine.stores.migrations import MigrationFault
+from loadtests.client import NoAnswer
+from loadtests.history import HistoryFault
 
 FAULTS = (
     SettingsFault,
@@ -41,6 +43,8 @@ FAULTS = (
     CurrencyChanged,
     TimeZoneRefused,
     ProcessFault,
+    HistoryFault,
+    NoAnswer,
     RedisError,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -60,12 +64,23 @@ class Verbs(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         """Run a verb."""
+        lifeline.stop_as_by_ctrl_c()
         try:
             return super().invoke(context)
         except FAULTS as fault:
-            raise click.ClickException(str(fault) or type(fault).__name__) from fault
+            raise click.ClickException(_line(fault)) from fault
         except KeyboardInterrupt:
             sys.exit(130)
+
+
+class Unproved(click.ClickException):
+    """An audit that came to no verdict; 1 would say that an invariant is broken."""
+
+    exit_code = 2
+
+
+def _line(fault: BaseException) -> str:
+    return str(fault) or type(fault).__name__
 
 
 class Id(click.ParamType[str]):
@@ -144,6 +159,8 @@ def api(follow: int | None) -> None:
     settings = _settings()
     if follow:
         lifeline.follow(follow)
+    if not processes.is_free(settings.host, settings.port, shared=True):
+        raise processes.port_taken(settings)
     with tempfile.TemporaryDirectory(prefix="lastseat-metrics-") as counted:
         # The library of metrics looks once, when it is imported, whether several processes count together.
         os.environ.setdefault(METRICS_FOLDER, counted)
@@ -190,10 +207,14 @@ def audit(*, as_json: bool, history: Path | None, settle: float, repair: bool) -
     """Prove the invariants. Exit status 0: all true, 1: one is broken, 2: one could not be proved."""
     from cli import auditing  # noqa: PLC0415
 
-    settings = _settings()
     told = Console(stderr=True) if as_json else _console()
     repairs = partial(auditing.show_repaired, console=told) if repair else None
-    report = asyncio.run(auditing.audit_installation(settings, history=history, settle_s=settle, repairs=repairs))
+    try:
+        report = asyncio.run(
+            auditing.audit_installation(_settings(), history=history, settle_s=settle, repairs=repairs)
+        )
+    except FAULTS as fault:
+        raise Unproved(_line(fault)) from fault
     if as_json:
         click.echo(msgspec.json.encode(report))
     else:

@@ -9,23 +9,28 @@ import asyncpg
 import click
 import msgspec
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from engine import accounts, balances, ids, installation, messages, offers, payments, resolutions, sales, seat_blocks
 from engine.accounts import KeptKey
 from engine.balances import Charge
-from engine.cards import Cards
+from engine.cards import Cards, is_asked
 from engine.messages import Message
 from engine.payments import Payment
 from engine.resolutions import Resolution, Word
 from engine.sales import Listing, Sale, SaleBook
 from engine.seat_blocks import Asked
 from engine.seats import SeatTaken
-from engine.settings import Settings
+from engine.settings import Settings, variable
 from engine.stores.connections import Stores, StoreUnavailable, open_stores
 from engine.stores.outbox import BadEntry, Divergence
 from engine.stores.replies import Reply, title_of
 from engine.stripe_gateway import open_gateway
+
+ROOM = 1_000
+"""Columns that any table has room in."""
 
 # What stands in the way of a fact that waits for an operator: it still does.
 IN_THE_WAY = (Divergence, BadEntry, asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
@@ -196,8 +201,11 @@ async def resolve(settings: Settings, payment_id: str, *, word: Word, note: str)
     """Decide a payment in doubt; said again, it answers how the payment stands."""
     async with _opened(settings) as stores, open_gateway(settings) as gateway:
         postgres = stores.postgres
-        if payment_id not in await payments.read(postgres, [payment_id]):
+        payment = (await payments.read(postgres, [payment_id])).get(payment_id)
+        if payment is None:
             raise click.ClickException(f"There is no payment {payment_id}.")
+        if gateway is None and payment.status == "IN_DOUBT" and is_asked(payment):
+            raise click.ClickException(f"Its card gateway must be asked, and {variable('stripe_api_key')} names none.")
         cards = None
         if gateway is not None:
             currency = (await installation.read(postgres)).currency
@@ -269,32 +277,45 @@ async def revoke_key(settings: Settings, api_key_id: str) -> KeptKey:
 
 
 def show(told: Any, console: Console) -> None:
-    """Show a list as a table with a line for each, and one thing with a line for each of its fields."""
-    table = Table(box=None, pad_edge=False, show_header=isinstance(told, list))
+    """Show a list as a table with a line for each, where that has room, and else field by field."""
     if not isinstance(told, list):
-        table.add_column(style="dim")
-        table.add_column(overflow="fold")
-        for name, value in msgspec.structs.asdict(told).items():
-            table.add_row(name, _words(value))
-    elif told:
-        for name in told[0].__struct_fields__:
-            # An id is there to be copied: it keeps to its line.
-            table.add_column(name, no_wrap=name.endswith("_id"), overflow="fold")
-        for one in told:
-            table.add_row(*map(_words, msgspec.structs.astuple(one)))
-    else:
-        console.print("None.")
+        console.print(_card(told))
         return
-    console.print(table)
+    if not told:
+        console.print("None.", highlight=False)
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in told[0].__struct_fields__:
+        # An id is there to be copied: it keeps to its line.
+        table.add_column(name, no_wrap=name.endswith("_id"))
+    for one in told:
+        table.add_row(*map(_words, msgspec.structs.astuple(one)))
+    # Measured as if there were room: in less, columns at the end would vanish.
+    wide = console.options.update_width(ROOM)
+    if Measurement.get(console, wide, table).minimum <= console.width:
+        console.print(table)
+        return
+    for one in told:
+        console.print(_card(one), Text())
 
 
-def _words(value: object) -> str:
+def _card(told: Any) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in msgspec.structs.asdict(told).items():
+        table.add_row(name, _words(value))
+    return table
+
+
+def _words(value: object) -> Text:
+    # What people wrote is shown as they wrote it: in a plain string a [name] would be taken for a style.
     if value is None:
-        return "-"
+        return Text("-")
     if isinstance(value, datetime):
-        return f"{value:%F %T}"
+        return Text(f"{value:%F %T}")
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return Text(", ".join(map(str, value)))
     if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
+        return Text("yes" if value else "no")
+    return Text(str(value))

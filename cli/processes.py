@@ -1,5 +1,6 @@
 """The faces as processes of their own: started, watched and stopped by their process ids."""
 
+import errno
 import http.client
 import os
 import signal
@@ -13,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.settings import PREFIX, Settings
+from engine.settings import PREFIX, Settings, variable
 
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 25.0
@@ -90,13 +91,49 @@ def reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
 
 
-def is_free(host: str, port: int) -> bool:
-    """Whether nobody listens there."""
+def port_taken(settings: Settings) -> ProcessFault:
+    """What is said where somebody listens on the port of the settings."""
+    return ProcessFault(f"Port {settings.port} of {settings.host} is taken. Name another one: {variable('port')}=…")
+
+
+def is_free(host: str, port: int, *, shared: bool = False) -> bool:
+    """Whether nobody listens there, but for those of us who share it, as API processes do.
+
+    Raises ProcessFault where we may not listen, or the host is none of this machine.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
             probe.bind((host, port))
+        except OSError as fault:
+            if fault.errno != errno.EADDRINUSE:
+                raise ProcessFault(f"Nothing can listen on port {port} of {host}: {fault.strerror}.") from fault
+            return False
+    return True
+
+
+@contextmanager
+def keeping(host: str, port: int, *, within_s: float = 0.0) -> Iterator[bool]:
+    """Keep a port for what we start, while the block runs; False where others listen there, or another start keeps it.
+
+    Processes of the API share their port: of two starts at once each would find it free, and both would serve there.
+    """
+    deadline = time.monotonic() + within_s
+    with socket.socket(socket.AF_UNIX) as guard:
+        name = f"\0lastseat {host} {port}"
+        while not (kept := _is_named(guard, name) and is_free(host, port)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield kept
+
+
+def _is_named(guard: socket.socket, name: str) -> bool:
+    """Whether this socket has a name that no other one can have, also after a kill; only Linux knows such names."""
+    if sys.platform == "linux" and not guard.getsockname():
+        try:
+            guard.bind(name)
         except OSError:
             return False
     return True

@@ -2,11 +2,13 @@
 
 import re
 
+import asyncpg
+
 from cli.processes import ProcessFault
 from engine import rebuild as rebuilds
 from engine import sales
 from engine.settings import Settings
-from engine.stores.connections import open_stores
+from engine.stores.connections import StoreUnavailable, open_stores
 
 WITHIN_S = 120.0
 
@@ -17,7 +19,11 @@ async def rebuild(settings: Settings, sale_id: str) -> int:
         raise ProcessFault(f"{sale_id!r} is no sale: its id has 32 hex digits.")
     async with open_stores(settings) as stores:
         book = sales.SaleBook(stores.postgres)
-        if await book.find(sale_id) is None:
+        try:
+            sale = await book.find(sale_id)
+        except asyncpg.UndefinedTableError as fault:
+            raise StoreUnavailable("This database has no schema yet: start `lastseat up` once.") from fault
+        if sale is None:
             raise ProcessFault(f"There is no sale {sale_id}.")
         if not await rebuilds.demand(stores, sale_id, reason="an operator asked", within_s=WITHIN_S):
             raise ProcessFault(f"Sale {sale_id} was not rebuilt within {WITHIN_S:.0f} s; it stays closed.")

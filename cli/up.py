@@ -1,16 +1,13 @@
 """`lastseat up`: stores, API and worker of one installation on this machine, in the foreground."""
 
 import asyncio
-import signal
 import time
-from types import FrameType
 
 from rich.console import Console
 
 from cli import gatewaying, processes
-from cli.processes import ProcessFault
 from engine.installation import prepare_database
-from engine.settings import Settings, variable
+from engine.settings import Settings
 from engine.stores import embedded
 
 VERBS = ["worker", "api"]
@@ -21,7 +18,6 @@ LOOK_EVERY_S = 0.5
 
 def up(settings: Settings, console: Console) -> None:
     """Run everything until Ctrl-C, SIGTERM, or the end of one of the processes."""
-    stop_as_by_ctrl_c()
     try:
         _run(settings, console)
     except KeyboardInterrupt:
@@ -29,11 +25,16 @@ def up(settings: Settings, console: Console) -> None:
 
 
 def _run(settings: Settings, console: Console) -> None:
-    if not processes.wait_until_free(settings.host, settings.port):
-        raise ProcessFault(f"Port {settings.port} of {settings.host} is taken. Name another one: {variable('port')}=…")
+    with processes.keeping(settings.host, settings.port, within_s=processes.PORT_FREE_WITHIN_S) as kept:
+        if not kept:
+            raise processes.port_taken(settings)
+        _serve(settings, console)
+
+
+def _serve(settings: Settings, console: Console) -> None:
     verbs = VERBS if settings.stripe_api_key else [GATEWAY, *VERBS]
     with embedded.provide(gatewaying.simulated(settings)) as known:
-        key = asyncio.run(prepare_database(known))
+        show_key(asyncio.run(prepare_database(known)), console)
         with processes.running(verbs, known) as children:
             processes.wait_until_ready(children, known)
             address = address_of(known)
@@ -41,7 +42,6 @@ def _run(settings: Settings, console: Console) -> None:
             console.print(f"Docs   {address}/docs", highlight=False)
             if GATEWAY in verbs:
                 console.print("Cards  a simulated gateway: no money moves", highlight=False)
-            show_key(key, console)
             console.print("Ctrl-C stops it.")
             while True:
                 time.sleep(LOOK_EVERY_S)
@@ -58,12 +58,3 @@ def show_key(key: str | None, console: Console) -> None:
     """Show an admin key that was just made."""
     if key is not None:
         console.print(f"Admin key, shown this once: {key}", highlight=False, soft_wrap=True)
-
-
-def stop_as_by_ctrl_c() -> None:
-    """Let SIGTERM end us as Ctrl-C does: everything that we started is stopped."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)

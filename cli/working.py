@@ -8,6 +8,7 @@ from rich.console import Console
 
 from cli.up import show_key
 from engine.installation import prepare_database
+from engine.processes import tame_collector
 from engine.settings import Settings
 from engine.stores import embedded
 from workers.main import run_worker
@@ -18,4 +19,5 @@ def work(settings: Settings, console: Console) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     with embedded.provide(settings) as known:
         show_key(asyncio.run(prepare_database(known)), console)
+        tame_collector()
         uvloop.run(run_worker(known))

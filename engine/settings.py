@@ -22,6 +22,9 @@ POSTGRES_SCHEMES = ("postgres", "postgresql")
 REDIS_CONNECTIONS_MAX = 64
 POSTGRES_CONNECTIONS_MAX = 16
 
+# A host and its port; either may be left to its default, and a host with colons stands in brackets.
+NODE = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:]*)(?::\d{0,5})?")
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 SIMULATED_KEY = "sk_test_simulated"
@@ -108,7 +111,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         base = urlsplit(self.stripe_api_base or "https://")
         if self.has_real_gateway and base.scheme != "https" and base.hostname not in LOOPBACK:
             raise SettingsFault(f"{variable('stripe_api_base')} must begin with https://: a key is sent there.")
-        if self.currency in STRIPE_COUNTS_OTHERWISE:
+        if self.has_real_gateway and self.currency in STRIPE_COUNTS_OTHERWISE:
             raise SettingsFault(f"{variable('currency')}: the card gateway counts {self.currency} in hundredths.")
 
     @property
@@ -183,7 +186,15 @@ def _items(text: str) -> list[str]:
 def _check_address(field: str, url: str | None, schemes: tuple[str, ...]) -> None:
     if url is None:
         return
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise SettingsFault(f"{variable(field)} is no address.") from None  # whose words may be the password
     if parts.scheme not in schemes or not (parts.netloc or parts.path or parts.query):
         allowed = ", ".join(f"{scheme}://" for scheme in schemes)
         raise SettingsFault(f"{variable(field)} must begin with one of {allowed}.")
+    nodes = parts.netloc.rpartition("@")[2].split(",")
+    if not all(NODE.fullmatch(node) for node in nodes):
+        raise SettingsFault(f"{variable(field)}: a host looks like host:port, what is special in a password like %2F.")
+    if parts.scheme == "redis+cluster" and not all(re.search(r".:\d+$", node) for node in nodes):
+        raise SettingsFault(f"{variable(field)} must look like redis+cluster://host:port,host:port.")

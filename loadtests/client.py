@@ -85,7 +85,8 @@ class Client:
 
     def encode(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: object = None) -> bytes:
         """Write a request as the bytes that `send` sends, any number of times."""
-        lines = [f"{method} {path} HTTP/1.1\r\nhost: {self.host}:{self.port}\r\n"]
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        lines = [f"{method} {path} HTTP/1.1\r\nhost: {host}:{self.port}\r\n"]
         if headers:
             lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
         content = b""

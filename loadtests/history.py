@@ -7,9 +7,14 @@ wrote it: "confirmed" was heard, so it must be true for ever.
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import msgspec
+from msgspec import Meta
+
+
+class HistoryFault(ValueError):
+    """A line of the file is nothing that was heard."""
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -31,7 +36,7 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ticket_no: int | None = None
     user_coupon_id: str | None = None
     order_id: str | None = None
-    lines: tuple[str, ...] = ()
+    lines: tuple[Annotated[str, Meta(pattern="^[0-9a-f]{32}:[0-9]{1,9}$")], ...] = ()
     """Of each variant `variant_id:quantity`."""
 
 
@@ -58,7 +63,7 @@ class History:
 def read(path: Path) -> Iterator[Heard]:
     """Every whole line, in the order written; a line that was being written when its process died was not heard.
 
-    Raises ValueError for a line that is no answer.
+    Raises HistoryFault for a line that is no answer.
     """
     decoder = msgspec.json.Decoder(Heard)
     with path.open("rb") as lines:
@@ -68,7 +73,7 @@ def read(path: Path) -> Iterator[Heard]:
             try:
                 yield decoder.decode(line)
             except msgspec.MsgspecError as fault:
-                raise ValueError(f"{path}, line {number}: {fault}") from fault
+                raise HistoryFault(f"{path}, line {number}: {fault}") from fault
 
 
 def _cut_torn_line(path: Path) -> None:

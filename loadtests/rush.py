@@ -97,12 +97,15 @@ async def rush(locust: Path, reports: Path, buyers: int, seats: int, seed: int) 
         await _locust(locust, running, control, "NaiveDropBuyer", reports / "drop_control.html")
         caught_units = await _audit(running, naive)
     oversold = _findings(caught, SOLD_TO_BOTH)
-    print(f"The control sold {len(oversold)} seats twice, for example: {oversold[0] if oversold else '-'}")
+    print(f"The control: {oversold[0] if oversold else 'sold no seat twice'}")
     oversold_units = _findings(caught_units, MORE_THAN_THERE_WERE)
     print(f"The control of the drop: {oversold_units[0] if oversold_units else 'sold no more than there were'}")
     print(f"Reports: {', '.join(f'{reports}/{name}.html' for name in REPORTS)}")
     if clean.verdict != "true":
         print("The rush broke an invariant.", file=sys.stderr)
+        return 1
+    if unsold := _unsold(clean):
+        print(f"Nobody got any {' or '.join(unsold)}: the rush proves nothing.", file=sys.stderr)
         return 1
     if not oversold or not oversold_units:
         print("The audit did not see the control oversell: it proves nothing.", file=sys.stderr)
@@ -116,6 +119,14 @@ async def _make_drop(running: Shop, units: int, **room: int) -> dict[str, str]:
     if room:
         await running.open_room(sale_id, **room)
     return {"sale_id": sale_id, "variant_id": variant_id}
+
+
+def _unsold(report: audit.Report) -> list[str]:
+    """What no buyer heard to have: a crowd that gets nothing breaks no invariant."""
+    [heard] = [check.looked_at for check in report.checks if check.invariant == "I2"]
+    goods = heard.get("of goods", 0)
+    counts = {"seats": heard["confirmations heard"] - goods, "goods": goods, "coupons": heard.get("issues heard", 0)}
+    return [what for what, count in counts.items() if not count]
 
 
 def _findings(report: audit.Report, what: str) -> list[str]:

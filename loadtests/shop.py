@@ -21,7 +21,7 @@ from typing import Any
 
 import asyncpg
 
-from engine.settings import SIMULATED_KEY, Settings
+from engine.settings import PREFIX, SIMULATED_KEY, Settings
 from engine.stores import embedded
 from engine.stores.connections import RedisClient, open_postgres, open_redis
 from loadtests.client import Client, NoAnswer
@@ -158,7 +158,9 @@ async def shop(*, processes: int = 1, connections_max: int = 256, cards: bool = 
             stripe_webhook_secret=f"whsec_{secrets.token_hex(12)}" if cards else None,
         )
         with embedded.provide(settings) as known:
-            environ = {**os.environ, **known.to_environment()}
+            # Of the settings around us none counts: a run measures the same everywhere.
+            environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+            environ |= known.to_environment()
             commands = {"api": ["loadtests.twins"], "worker": ["cli.main", "worker"]}
             if cards:
                 commands["gateway"] = ["cli.main", "gateway"]

@@ -255,14 +255,17 @@ def _refuse_unsafe(findings: list[Finding]) -> None:
 
 
 def _plain_client(url: str, connections_max: int, *, wait_s: float, answer_within_s: float | None) -> Redis:
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections_max,
-        timeout=wait_s,
-        retry=_no_retry(),
-        socket_timeout=answer_within_s,
-        **({} if parse_url(url).get("path") else _TCP),
-    )
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections_max,
+            timeout=wait_s,
+            retry=_no_retry(),
+            socket_timeout=answer_within_s,
+            **({} if parse_url(url).get("path") else _TCP),
+        )
+    except ValueError as fault:
+        raise StoreUnavailable(f"Redis cannot be opened: {fault}") from fault
     pool.connection_class = PACKING[pool.connection_class]
     return Redis.from_pool(pool)
 
@@ -283,7 +286,7 @@ def _cluster_addresses(url: str) -> tuple[list[Address], dict[str, Any]]:
     for node in nodes.split(","):
         host, _, port = node.rpartition(":")
         if not host or not port.isdecimal():
-            raise ValueError(f"{url!r} must look like {CLUSTER_SCHEME}://host:port,host:port")
+            raise ValueError(f"a cluster's address must look like {CLUSTER_SCHEME}://host:port,host:port")
         addresses.append((host.strip("[]"), int(port)))
     signed_in = {"username": unquote(user) or None, "password": unquote(password) or None}
     return addresses, signed_in if account else {}

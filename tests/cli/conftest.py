@@ -18,6 +18,7 @@ def shop(servers_dir: Path) -> Iterator[dict[str, str]]:
         "LASTSEAT_DATA_DIR": str(data_dir),
         "LASTSEAT_PORT": str(processes.free_port("127.0.0.1")),
         "LASTSEAT_WORKERS": "1",
+        "TMPDIR": str(data_dir),  # what a killed process leaves there goes with the rest
     }
     embedded.erase(data_dir)
 

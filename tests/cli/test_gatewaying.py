@@ -91,6 +91,10 @@ def test_two_installations_share_no_secret() -> None:
     )
 
 
+def test_a_shop_of_any_currency_has_one_to_try() -> None:
+    assert gatewaying.simulated(Settings(currency="ISK")).stripe_api_key is not None
+
+
 def test_a_key_of_a_real_gateway_is_not_served() -> None:
     said = lastseat("gateway", settings={"LASTSEAT_STRIPE_API_KEY": "sk_test_of_a_shop"})
     assert said.returncode == 1

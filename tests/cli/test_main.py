@@ -1,12 +1,16 @@
 """The command line: its verbs, and what it says when something is wrong."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
+from cli import processes
+from engine.stores.embedded import Server
 from tests.cli.program import lastseat
+from tests.conftest import fresh_database
 
 VERBS = (
     "up", "demo", "api", "worker", "gateway", "audit", "doctor", "rebuild",
@@ -43,16 +47,35 @@ def test_a_wrong_setting_is_a_line_and_not_a_stack(settings: dict[str, str], lin
 
 def test_a_store_that_is_not_there_is_a_line(redis_url: str) -> None:
     settings = {"LASTSEAT_REDIS_URL": redis_url, "LASTSEAT_POSTGRES_URL": "postgresql://nobody@127.0.0.1:1/none"}
-    for verb in ("audit", "doctor", "worker"):
+    # Of an audit, 1 would say that an invariant is broken.
+    for verb, status in {"audit": 2, "doctor": 1, "worker": 1, "api": 1}.items():
         said = lastseat(verb, settings=settings)
-        assert (said.returncode, said.stderr.count("\n")) == (1, 1), said.stderr
+        assert (said.returncode, said.stderr.count("\n")) == (status, 1), said.stderr
         assert said.stderr.startswith("Error: Postgres cannot be opened: ")
+
+
+def test_a_port_that_somebody_else_has_is_a_line(outside: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        said = lastseat("api", settings=outside | {"LASTSEAT_PORT": port})
+    assert (said.returncode, said.stderr) == (
+        1, f"Error: Port {port} of 127.0.0.1 is taken. Name another one: LASTSEAT_PORT=…\n"
+    )  # fmt: skip
 
 
 def test_an_unknown_sale_is_not_rebuilt(outside: dict[str, str]) -> None:
     assert "is no sale: its id has 32 hex digits" in lastseat("rebuild", "first-night", settings=outside).stderr
     said = lastseat("rebuild", "5a1e" * 8, settings=outside)
     assert (said.returncode, said.stderr.splitlines()[-1]) == (1, f"Error: There is no sale {'5a1e' * 8}.")
+
+
+async def test_a_database_without_a_schema_is_a_line(outside: dict[str, str], postgres_server: Server) -> None:
+    async with fresh_database(postgres_server.url) as url:
+        for verb, status in {("rebuild", "5a1e" * 8): 1, ("audit",): 2, ("sales",): 1}.items():
+            said = lastseat(*verb, settings=outside | {"LASTSEAT_POSTGRES_URL": url})
+            assert (said.returncode, said.stderr.splitlines()[-1]) == (
+                status, "Error: This database has no schema yet: start `lastseat up` once."
+            )  # fmt: skip
 
 
 def test_the_audit_of_an_empty_shop_is_true(outside: dict[str, str]) -> None:
@@ -75,6 +98,14 @@ def test_the_audit_reads_the_history_that_it_is_given(outside: dict[str, str], t
     assert "it is not in Postgres" in " ".join(said.stdout.split())
 
 
+def test_a_history_that_is_none_is_a_line(outside: dict[str, str], tmp_path: Path) -> None:
+    history = tmp_path / "history.jsonl"
+    history.write_text('{"event": "confirmed"}\n')
+    said = lastseat("audit", "--history", str(history), settings=outside)
+    assert (said.returncode, said.stderr.count("\n")) == (2, 1), said.stderr
+    assert said.stderr.startswith(f"Error: {history}, line 1: ")
+
+
 async def test_an_audit_that_proves_nothing_says_so(outside: dict[str, str], postgres_url: str) -> None:
     import asyncpg
 
@@ -84,6 +115,20 @@ async def test_an_audit_that_proves_nothing_says_so(outside: dict[str, str], pos
     said = lastseat("audit", "--settle", "0", settings=outside)
     assert said.returncode == 2
     assert "unknown" in said.stdout
+
+
+@pytest.mark.parametrize("face", ["api", "worker"])
+async def test_a_store_that_may_not_be_trusted_is_a_line(outside: dict[str, str], redis: Redis, face: str) -> None:
+    settings = outside | {"LASTSEAT_PORT": str(processes.free_port("127.0.0.1")), "LASTSEAT_WORKERS": "2"}
+    await redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        said = lastseat(face, settings=settings)
+    finally:
+        await redis.config_set("maxmemory-policy", "noeviction")
+    assert said.returncode == 1
+    assert "Traceback" not in said.stdout + said.stderr
+    assert said.stderr.splitlines()[-1].startswith("Error: Redis would throw away seats when full")
+    assert said.stderr.count("Change it: maxmemory-policy noeviction") == 1
 
 
 async def test_the_doctor_names_the_line_to_change(outside: dict[str, str], redis: Redis) -> None:

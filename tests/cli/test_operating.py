@@ -1,6 +1,7 @@
 """The operator's verbs, as an operator runs them on the stores of a shop."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -55,6 +56,14 @@ async def test_a_room_is_shown_and_set_in_both_stores(outside: dict[str, str], s
     assert refused("room", NOBODY, "--state", "open", settings=outside) == f"There is no sale {NOBODY}."
 
 
+async def test_names_are_shown_as_they_were_written(outside: dict[str, str], shop: Shop, stores: Stores) -> None:
+    await stores.postgres.execute("UPDATE sales SET name = 'Night [live] one [/]'")
+    said = lastseat("room", shop.sale_id, settings=outside)
+    assert said.returncode == 0, said.stderr
+    assert "Night [live] one [/]" in said.stdout
+    assert "[live]" in lastseat("sales", settings=outside).stdout
+
+
 async def test_a_message_is_sent_once_for_a_key(outside: dict[str, str], shop: Shop, stores: Stores) -> None:
     sending = ("message", shop.sale_id, " Doors open at eight. ", "--key", "doors")
     first, again = (told(*sending, settings=outside) for _ in range(2))
@@ -89,6 +98,10 @@ async def test_a_payment_in_doubt_is_listed_and_resolved(outside: dict[str, str]
     assert (doubtful["payment_id"], doubtful["state"], doubtful["final_amount"]) == (
         bought.payment_id, "IN_DOUBT", PRICE,
     )  # fmt: skip
+    # Too wide for a table: each field has its line, and each id is whole.
+    shown = lastseat("payments", settings=outside).stdout
+    assert re.search(f"^payment_id +{bought.payment_id} *$", shown, re.MULTILINE)
+    assert re.search("^state +IN_DOUBT *$", shown, re.MULTILINE)
     resolving = ("resolve", bought.payment_id, "AUTHORISED", "--note", "seen on the statement")
     assert refused(*resolving, settings=outside).startswith("It is still in doubt: ")
     await stores.postgres.execute("ALTER TABLE tickets DROP CONSTRAINT none_today")
@@ -101,6 +114,18 @@ async def test_a_payment_in_doubt_is_listed_and_resolved(outside: dict[str, str]
     assert [tuple(row) for row in kept] == [("AUTHORISED", "seen on the statement", accounts.COMMAND_LINE)]
     nobody = refused("resolve", NOBODY, "FAILED", "--note", "no", settings=outside)
     assert nobody == f"There is no payment {NOBODY}."
+
+
+async def test_a_payment_whose_gateway_nobody_names_is_left_alone(
+    outside: dict[str, str], shop: Shop, stores: Stores
+) -> None:
+    request = await shop.authorise(await shop.hold("A-1-1"))
+    await stores.postgres.execute(
+        "UPDATE payments SET status = 'IN_DOUBT', method = 'CARD', card_amount = balance_amount, balance_amount = 0"
+    )
+    said = refused("resolve", request.payment_id, "FAILED", "--note", "no", settings=outside)
+    assert said == "Its card gateway must be asked, and LASTSEAT_STRIPE_API_KEY names none."
+    assert await stores.postgres.fetchval("SELECT count(*) FROM payment_resolutions") == 0
 
 
 async def test_a_balance_is_credited_once_for_a_key(outside: dict[str, str], shop: Shop, stores: Stores) -> None:

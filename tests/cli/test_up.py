@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -151,6 +152,16 @@ def test_after_the_death_of_its_parent_nothing_is_in_the_way_of_the_next_start(s
     assert processes.is_free("127.0.0.1", int(shop["LASTSEAT_PORT"]))
 
 
+def test_the_first_key_is_shown_before_anything_can_go_wrong(shop: dict[str, str]) -> None:
+    first = {name: value for name, value in shop.items() if name != "LASTSEAT_ADMIN_KEY"}
+    with subprocess.Popen([PROGRAM, "up"], env=environment(first), stdout=subprocess.PIPE, text=True) as up:
+        assert up.stdout is not None
+        assert up.stdout.readline().startswith("Admin key, shown this once: lsk_")
+        up.send_signal(signal.SIGTERM)
+        assert "Stopped.\n" in up.stdout.read()
+    assert up.returncode == 0
+
+
 def test_a_port_that_is_taken_is_a_line(shop: dict[str, str]) -> None:
     with running(shop):
         second = lastseat("up", settings=shop)
@@ -159,3 +170,25 @@ def test_a_port_that_is_taken_is_a_line(shop: dict[str, str]) -> None:
         second.stderr
         == f"Error: Port {shop['LASTSEAT_PORT']} of 127.0.0.1 is taken. Name another one: LASTSEAT_PORT=…\n"
     )
+
+
+def test_of_two_starts_at_once_one_has_the_port(shop: dict[str, str]) -> None:
+    starting = [
+        subprocess.Popen(
+            [PROGRAM, "up"], env=environment(shop), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    while all(up.poll() is None for up in starting):
+        time.sleep(0.05)  # either may be the one
+    refused, other = sorted(starting, key=lambda up: up.poll() is None)
+    assert "is taken" in refused.communicate()[1]
+    other.send_signal(signal.SIGTERM)
+    said, _ = other.communicate(timeout=60)
+    assert (refused.returncode, other.returncode, said.endswith("Stopped.\n")) == (1, 0, True)
+
+
+def test_a_host_that_is_none_is_a_line(shop: dict[str, str]) -> None:
+    said = lastseat("up", settings=shop | {"LASTSEAT_HOST": "192.0.2.1"})
+    assert (said.returncode, said.stderr.count("\n")) == (1, 1), said.stderr
+    assert said.stderr.startswith(f"Error: Nothing can listen on port {shop['LASTSEAT_PORT']} of 192.0.2.1: ")

@@ -60,7 +60,11 @@ def test_an_empty_variable_is_not_set() -> None:
         ("LASTSEAT_TIME_ZONE", "Mars/Olympus", "no known time zone"),
         ("LASTSEAT_TIME_ZONE", "../../etc/passwd", "no known time zone"),
         ("LASTSEAT_REDIS_URL", "http://redis", "redis://"),
+        ("LASTSEAT_REDIS_URL", "redis://[::1", "is no address"),
+        ("LASTSEAT_REDIS_URL", "redis://redis:many", "host:port"),
+        ("LASTSEAT_REDIS_URL", "redis://:pass/word@redis:6379", "%2F"),
         ("LASTSEAT_QUEUE_REDIS_URL", "redis+cluster://one:1", "redis://"),
+        ("LASTSEAT_POSTGRES_URL", "postgresql://shop@one:5432,two:many/shop", "host:port"),
         ("LASTSEAT_POSTGRES_URL", "mysql://db", "postgresql://"),
         ("LASTSEAT_CORS_ORIGINS", "shop.example", "https://shop.example"),
         ("LASTSEAT_CORS_ORIGINS", "https://shop.example/path", "https://shop.example"),
@@ -81,6 +85,27 @@ def test_a_refusal_does_not_repeat_a_secret() -> None:
 def test_a_misspelt_variable_is_refused_with_the_right_name() -> None:
     with pytest.raises(SettingsFault, match=r"^LASTSEAT_REDIS_URI is no setting\. Did you mean LASTSEAT_REDIS_URL\?"):
         Settings.from_environment({"LASTSEAT_REDIS_URI": "redis://redis"})
+
+
+def test_a_node_of_a_cluster_has_a_port() -> None:
+    environ = {"LASTSEAT_REDIS_URL": "redis+cluster://one:7000,two", "LASTSEAT_QUEUE_REDIS_URL": "redis://queue"}
+    with pytest.raises(SettingsFault, match=r"^LASTSEAT_REDIS_URL must look like redis\+cluster://host:port,host:port"):
+        Settings.from_environment(environ)
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("LASTSEAT_REDIS_URL", "redis://user:pass@[::1]:6379/3"),
+        ("LASTSEAT_REDIS_URL", "unix:///run/redis.sock?db=1"),
+        ("LASTSEAT_REDIS_URL", "rediss://:p%40ss@redis.example"),
+        ("LASTSEAT_POSTGRES_URL", "postgresql:///shop?host=/run/postgresql"),
+        ("LASTSEAT_POSTGRES_URL", "postgres://shop:secret@one:5432,two:5432/shop"),
+        ("LASTSEAT_POSTGRES_URL", "postgresql://shop@%2Frun%2Fpostgresql/shop"),
+    ],
+)
+def test_an_address_in_any_usual_form_is_taken(name: str, address: str) -> None:
+    assert Settings.from_environment({name: address}).to_environment()[name] == address
 
 
 def test_a_cluster_needs_a_queue_store_of_its_own() -> None:

@@ -164,6 +164,11 @@ async def test_every_invariant_of_a_healthy_shop_is_true(shop: World, heard: Pat
     assert looked_at["I13"] == {"applied batches": 3, "applied entries": 7}
 
 
+async def test_what_was_confirmed_and_never_collected_is_somebodys_all_the_same(shop: World, heard: Path) -> None:
+    await run("UPDATE payments SET status = 'UNCOLLECTED'")(*shop)
+    assert verdicts(await look(shop, heard))["I2"] == "true"
+
+
 async def test_without_a_history_nothing_is_said_of_what_was_heard(shop: World) -> None:
     assert "I2" not in verdicts(await look(shop))
 
@@ -903,6 +908,21 @@ async def test_a_place_of_an_older_epoch_is_not_live_until_it_is_put_back(shop: 
 async def test_two_people_who_heard_one_seat_confirmed_are_seen(shop: World, heard: Path) -> None:
     with History(heard) as kept:
         kept.record(Heard(**{**_fields(CONFIRMATION), "reservation_id": HELD, "user_id": BEN}))
+    assert f"seat A-1-1 was confirmed to both {SOLD} and {HELD}" in describe(await look(shop, heard))
+
+
+async def test_a_seat_that_was_sold_twice_is_named_before_much_that_is_not_so(shop: World, heard: Path) -> None:
+    fields = _fields(CONFIRMATION)
+    with History(heard) as kept:
+        for n in range(30):
+            strange = {
+                "reservation_id": f"{n:032x}",
+                "payment_id": f"{n:032x}",
+                "seats": (f"B-1-{n + 1}",),
+                "key": f"{n}",
+            }
+            kept.record(Heard(**{**fields, **strange}))
+        kept.record(Heard(**{**fields, "reservation_id": HELD, "user_id": BEN}))
     assert f"seat A-1-1 was confirmed to both {SOLD} and {HELD}" in describe(await look(shop, heard))
 
 

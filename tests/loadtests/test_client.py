@@ -53,6 +53,11 @@ def saying(*parts: bytes) -> Serve:
     return serve
 
 
+def test_a_host_that_is_a_number_with_colons_stands_in_brackets() -> None:
+    assert b"\r\nhost: [::1]:8000\r\n" in Client("::1", 8000).encode("GET", "/health/live")
+    assert b"\r\nhost: 127.0.0.1:8000\r\n" in Client("127.0.0.1", 8000).encode("GET", "/health/live")
+
+
 async def test_an_answer_is_read_whole() -> None:
     async with serving(saying(b'HTTP/1.1 201 Created\r\nETag: "7"\r\nContent-Length: 9\r\n\r\n{"a": 10}')) as client:
         answer = await client.request("POST", "/v1/things", body={"wish": 1})

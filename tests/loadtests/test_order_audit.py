@@ -51,6 +51,12 @@ async def test_an_order_that_was_heard_to_be_bought_is_believed(stores: Stores, 
     assert await findings(stores, [await bought(stores)], tmp_path / "heard") == []
 
 
+async def test_an_order_that_was_never_collected_is_believed(stores: Stores, tmp_path: Path) -> None:
+    heard = await bought(stores)
+    await stores.postgres.execute("UPDATE payments SET status = 'UNCOLLECTED'")
+    assert await findings(stores, [heard], tmp_path / "heard") == []
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

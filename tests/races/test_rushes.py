@@ -142,7 +142,8 @@ async def doors(
         admin_key="lsk_rushes_and_nothing_else",
     )
     ports = (processes.free_port("127.0.0.1"), processes.free_port("127.0.0.1"))
-    faces = Faces({**os.environ, **settings.to_environment()}, tmp_path, ports)
+    # What they leave behind when they are killed is left there.
+    faces = Faces({**os.environ, **settings.to_environment(), "TMPDIR": str(tmp_path)}, tmp_path, ports)
     try:
         for kind in ("api", "worker"):
             for at in (0, 1):

@@ -74,18 +74,26 @@ async def test_what_was_begun_is_finished_when_the_loop_is_stopped() -> None:
     assert ended
 
 
-async def test_pauses_grow_and_are_bounded() -> None:
+async def test_pauses_grow_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> int:
         raise StoreUnavailable("away")
-
-    attempts = loops.Attempts("test", pause_s=0.001)
-    for _ in range(4):
-        assert await attempts.make(work()) is None
 
     async def well() -> int:
         return 7
 
+    paused = []
+
+    async def pause(seconds: float) -> None:
+        paused.append(seconds)
+
+    attempts = loops.Attempts("test", pause_s=0.1)
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    for _ in range(9):
+        assert await attempts.make(work()) is None
+    assert paused == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10]
     assert await attempts.make(well()) == 7
+    assert await attempts.make(work()) is None
+    assert paused[9:] == [0.2]
 
 
 async def test_a_lost_cancellation_stops_the_loop_all_the_same() -> None:

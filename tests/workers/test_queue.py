@@ -1,13 +1,18 @@
 """The queue: jobs by the clock, in a form that executes nothing, on a store that may be lost."""
 
 import asyncio
+import os
+import signal
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
+import pytest
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from arq.constants import in_progress_key_prefix
 
 from engine import ids, shifts
+from engine.stores import embedded
 from engine.stores.connections import Stores
 from tests.engine.sold_goods import open_stand
 from tests.shop import open_shop
@@ -102,10 +107,34 @@ async def test_a_job_that_fails_leaves_text_behind_and_nothing_to_execute(stores
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_a_queue_store_that_is_away_ends_nothing(stores: Stores) -> None:
-    away = msgspec.structs.replace(stores.settings, queue_redis_url="redis://127.0.0.1:1")
-    running = asyncio.create_task(queue.run(replace(stores, settings=away)))
-    done, _ = await asyncio.wait([running], timeout=0.5)
-    assert not done
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+async def test_a_queue_store_that_goes_away_ends_nothing_and_is_used_when_it_is_back(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "AGAIN_AFTER_S", 0.05)
+    shop = await open_shop(stores)
+
+    async def forgotten() -> bool:
+        return not await stores.postgres.fetchval("SELECT count(*) FROM queue_tokens")
+
+    async def forget(apart: Stores) -> None:
+        await stores.postgres.execute(
+            "INSERT INTO queue_tokens (sale_id, queue_no, epoch, owner, status, created_at) "
+            "VALUES ($1, 1, 1, 'ann', 'LEFT', now() - interval '31 days')",
+            shop.sale_id,
+        )
+        redis = await pool(apart)
+        await redis.enqueue_job("cron:forget")
+        await until(forgotten)
+        await redis.aclose(close_connection_pool=True)
+
+    with embedded.valkey(tmp_path) as server:
+        apart = replace(stores, settings=msgspec.structs.replace(stores.settings, queue_redis_url=server.url))
+        running = asyncio.create_task(queue.run(apart))
+        await forget(apart)
+        os.kill(server.pid, signal.SIGKILL)
+    with embedded.valkey(tmp_path) as again:
+        assert (again.url, again.pid == server.pid) == (server.url, False)
+        await forget(apart)
+        assert not running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

@@ -88,14 +88,20 @@ def elsewhere(folder: Path) -> Iterator[Path]:
     """Name what is kept for this folder outside of it."""
     for link in (folder / "data", folder / "sockets"):
         if link.is_symlink() and link.exists():
-            target = link.resolve()
-            yield target.parent if target.parent.parent == ROOT_HOME else target
+            yield link.resolve().parent if _is_elsewhere(link) else link.resolve()
+
+
+def _is_elsewhere(link: Path) -> bool:
+    """Whether this leads to where root keeps databases."""
+    return link.resolve().parent.parent == ROOT_HOME
 
 
 def _database(folder: Path, programs: Path, user: pwd.struct_passwd | None) -> Path:
     """Make the database if there is none, under another name first: half of one is no database."""
     data = folder / "data"
     if data.exists():
+        if _is_elsewhere(data):
+            _claim(data.resolve().parent, folder)
         return data.resolve()
     home = folder
     if user is not None and not _may_pass(user, folder):
@@ -126,16 +132,39 @@ def _database(folder: Path, programs: Path, user: pwd.struct_passwd | None) -> P
     if home != folder:
         data.unlink(missing_ok=True)  # a link whose target somebody removed
         data.symlink_to(home / "data")
+        _claim(home, folder)
     return data.resolve()
+
+
+def _claim(home: Path, folder: Path) -> None:
+    """Note whose the database in this home is: a copy of that folder leads here, too, and has locks of its own."""
+    owner = _owner(home) or folder
+    if owner != folder and (owner / "data").is_symlink() and (owner / "data").resolve().parent == home:
+        raise EmbeddedFault(f"{folder / 'data'} is a link to the database of {owner}: use that, or remove the link.")
+    _keep_owner(home, folder)
+
+
+def _owner(home: Path) -> Path | None:
+    note = home / "folder"
+    return Path(note.read_text()) if note.exists() else None
+
+
+def _keep_owner(home: Path, folder: Path) -> None:
+    note = home / "folder"
+    note.touch(mode=0o600)
+    note.write_text(str(folder))
 
 
 def _socket_folder(folder: Path, data: Path, user: pwd.struct_passwd | None) -> Path:
     """Answer the database's own folder, or a private one with a short name: sockets have short addresses."""
-    if len(os.fsencode(data / _SOCKET)) <= _SOCKET_PATH_MAX:
+    # A comma or a quote would part it, for the server and for its clients.
+    if len(os.fsencode(data / _SOCKET)) <= _SOCKET_PATH_MAX and not {",", '"'}.intersection(str(data)):
         return data
     link = folder / "sockets"
-    if not link.exists():
+    # In a copy of a folder the link leads to the sockets of the first.
+    if not link.exists() or _owner(link.resolve()) != folder:
         sockets = Path(tempfile.mkdtemp(prefix="lastseat-"))
+        _keep_owner(sockets, folder)
         if user is not None:
             os.chown(sockets, user.pw_uid, user.pw_gid)
         link.unlink(missing_ok=True)

