@@ -12,13 +12,7 @@ R = TypeVar("R")
 
 async def in_shard(request: Request, kind: str, hold_id: str, ask: Callable[[Sale], Awaitable[R]]) -> R | NotFound:
     """Ask the sale of this kind that the id belongs to: nearly always that is one."""
-    book = request.house.book
-    known = book.find_by_prefix(hold_id)
-    if not known:
-        # Another process may have made the sale a moment ago.
-        await book.refresh()
-        known = book.find_by_prefix(hold_id)
-    for sale in known:
+    for sale in await request.house.book.find_by_prefix(hold_id):
         if sale.kind == kind:
             answered = await ask(sale)
             if not isinstance(answered, NotFound):

@@ -363,13 +363,8 @@ async def _why_unsold(
         payment_id = await SQL.find_live_payment.fetchval(postgres, hold_id)
         if payment_id is not None:
             return PaymentRunning(payment_id=payment_id)
-    known = book.find_by_prefix(hold_id)
-    if not known:
-        # Another process may have made the sale a moment ago.
-        await book.refresh()
-        known = book.find_by_prefix(hold_id)
     unavailable: SaleRebuilding | None = None
-    for sale in known:
+    for sale in await book.find_by_prefix(hold_id):
         if sale.kind != kind.name:
             continue
         found = await wares.of(sale).scripts.find(gate, sale, hold_id=hold_id)

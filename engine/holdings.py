@@ -5,7 +5,7 @@ do for a payment is named here.
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import asyncpg
@@ -93,15 +93,34 @@ class Sold(msgspec.Struct, frozen=True):
     discount: int = 0
 
 
-async def all_restored(asked: Mapping[str, Awaitable[Restored | HoldUnknown | Unavailable]]) -> list[str]:
-    """Wait for what Redis answers of each of these holds; those that are now what Postgres says.
+async def restore_all(
+    restore: Callable[..., Awaitable[Restored | HoldUnknown | Unavailable]],
+    gate: Gate,
+    sale: Sale,
+    rows: Sequence[asyncpg.Record],
+    claims: Mapping[str, Sequence[object]],
+) -> list[str]:
+    """Ask Redis to make these holds what their claims say; answers those that are so now.
 
     All are asked in one moment: the caller keeps what they depend on locked until the last has answered. What went
     wrong with one stops no other, and is raised where none is done.
     """
-    answers = await asyncio.gather(*asked.values(), return_exceptions=True)
+    asked = [
+        restore(
+            gate,
+            sale,
+            hold_id=row["hold_id"],
+            fence=row["fence"],
+            buyer_id=row["user_id"],
+            reason=row["reason"] or "LATE_UNFULFILLABLE",
+            goes_next=row["token_goes_next"],
+            claims=claims[row["hold_id"]],
+        )
+        for row in rows
+    ]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
     done = [
-        hold_id for hold_id, answer in zip(asked, answers, strict=True) if isinstance(answer, Restored | HoldUnknown)
+        row["hold_id"] for row, answer in zip(rows, answers, strict=True) if isinstance(answer, Restored | HoldUnknown)
     ]
     for answer in answers:
         if isinstance(answer, BaseException) and not done:

@@ -13,7 +13,7 @@ import asyncpg
 import msgspec
 
 from engine import carts, coupons, statistics, stock
-from engine.holdings import Beside, Lines, Sold, Standing, Wanted, all_restored
+from engine.holdings import Beside, Lines, Sold, Standing, Wanted, restore_all
 from engine.moments import LAST_ID, LATEST, moment
 from engine.products import Labels, VariantLabel
 from engine.sales import Sale, SaleBook
@@ -330,21 +330,7 @@ async def restore(gate: Gate, connection: Connection, sale: Sale, *, most: int) 
     claims: defaultdict[str, list[Claim]] = defaultdict(list)
     for line in await SQL.lock_items.fetch(connection, [row["hold_id"] for row in rows]):
         claims[line["order_id"]].append(Claim(line["variant_id"], line["counted"], line["bought"]))
-    done = await all_restored(
-        {
-            row["hold_id"]: stock.restore(
-                gate,
-                sale,
-                hold_id=row["hold_id"],
-                fence=row["fence"],
-                buyer_id=row["user_id"],
-                reason=row["reason"] or "LATE_UNFULFILLABLE",
-                goes_next=row["token_goes_next"],
-                claims=claims[row["hold_id"]],
-            )
-            for row in rows
-        }
-    )
+    done = await restore_all(stock.restore, gate, sale, rows, claims)
     await PAYMENTS.finish_restores.execute(connection, done)
     return len(done)
 
@@ -389,12 +375,7 @@ async def find(
         return known
     # A deadline that has passed in the row may have been put off in Redis: the journal comes a moment later.
     found: stock.Hold | Refusal | None = None
-    sales = book.find_by_prefix(order_id)
-    if not sales and row is None:
-        # Another process may have made the sale a moment ago.
-        await book.catch_up()
-        sales = book.find_by_prefix(order_id)
-    for sale in sales:
+    for sale in await book.find_by_prefix(order_id):
         if sale.kind != "stock":
             continue
         found = await stock.find(gate, sale, hold_id=order_id)

@@ -13,7 +13,7 @@ import asyncpg
 import msgspec
 
 from engine import coupons, seats
-from engine.holdings import Beside, Lines, Sold, Standing, Wanted, all_restored
+from engine.holdings import Beside, Lines, Sold, Standing, Wanted, restore_all
 from engine.moments import LAST_ID, LATEST, moment
 from engine.sales import Sale, SaleBook
 from engine.stores import queries
@@ -310,28 +310,15 @@ async def restore(gate: Gate, connection: Connection, sale: Sale, *, most: int) 
     for line in await SQL.find_all_lines.fetch(connection, list(wanted)):
         wanted[line["reservation_id"]][line["seat_no"]] = line["tier"]
     seat_nos = [seat_no for lines in wanted.values() for seat_no in lines]
-    claims = {
+    claimed = {
         row["seat_no"]: (row["reservation_id"], row["fence"])
         for row in await SQL.lock_claims.fetch(connection, sale.sale_id, seat_nos)
     }
-    done = await all_restored(
-        {
-            row["hold_id"]: seats.restore(
-                gate,
-                sale,
-                hold_id=row["hold_id"],
-                fence=row["fence"],
-                buyer_id=row["user_id"],
-                reason=row["reason"] or "LATE_UNFULFILLABLE",
-                goes_next=row["token_goes_next"],
-                claims=[
-                    seats.Claim(seat_no, *claims.get(seat_no, (None, 0)), tier=tier)
-                    for seat_no, tier in wanted[row["hold_id"]].items()
-                ],
-            )
-            for row in rows
-        }
-    )
+    claims = {
+        hold_id: [seats.Claim(seat_no, *claimed.get(seat_no, (None, 0)), tier=tier) for seat_no, tier in lines.items()]
+        for hold_id, lines in wanted.items()
+    }
+    done = await restore_all(seats.restore, gate, sale, rows, claims)
     await PAYMENTS.finish_restores.execute(connection, done)
     return len(done)
 
@@ -379,12 +366,7 @@ async def find(
         return known
     # A deadline that has passed in the row may have been put off in Redis: the journal comes a moment later.
     found: seats.Hold | Refusal | None = None
-    sales = book.find_by_prefix(reservation_id)
-    if not sales and row is None:
-        # Another process may have made the sale a moment ago.
-        await book.catch_up()
-        sales = book.find_by_prefix(reservation_id)
-    for sale in sales:
+    for sale in await book.find_by_prefix(reservation_id):
         if sale.kind != "seats":
             continue
         found = await seats.find(gate, sale, hold_id=reservation_id)

@@ -18,6 +18,7 @@ from engine.stores import queries
 from engine.stores.coalesce import Coalescer
 from engine.stores.connections import Stores
 from engine.stores.keys import CouponKeys, SaleKeys
+from engine.stores.outbox import Ends
 from engine.stores.replies import Refusal, Reply, SaleRebuilding, SaleUnknown, StaleEpoch
 from engine.stores.scripts import Argument, Gate, Script
 
@@ -123,12 +124,12 @@ class Configured(Reply, frozen=True):
     version: int
 
 
-class Checkpoint(Reply, frozen=True):
+class Checkpoint(Ends, frozen=True):
     """What its owner looks at of a sale: its line, its streams, the terms that the store has, and what is due.
 
     `stranded` seats, or variants some of whose units, were freed for a waiting list that is over. `product_changes` is
-    the last change of its products that the store was told of. Of each stream the last number given out, and number and
-    id of the last entry. `lapsed` holds are to end or to be forgotten, `overdue` payments are past their deadline.
+    the last change of its products that the store was told of. `lapsed` holds are to end or to be forgotten, `overdue`
+    payments are past their deadline.
     """
 
     version: int
@@ -139,12 +140,6 @@ class Checkpoint(Reply, frozen=True):
     journal_behind: int
     stranded: int
     product_changes: int
-    outbox_counter: int
-    outbox_n: int
-    outbox_id: str
-    journal_counter: int
-    journal_n: int
-    journal_id: str
     lapsed: int
     overdue: int
 
@@ -196,8 +191,15 @@ class SaleBook:
         sale_id = self._by_schedule.get(schedule_id)
         return self._sales[sale_id] if sale_id else await self._by_schedule_id.submit(schedule_id)
 
-    def find_by_prefix(self, hold_id: str) -> list[Sale]:
-        """The sales in the book that an id made by `ids.derive_in` can belong to: nearly always one."""
+    async def find_by_prefix(self, hold_id: str) -> list[Sale]:
+        """The sales that an id made by `ids.derive_in` can belong to: nearly always one.
+
+        Where none is known, another process may have made it a moment ago; however many ask for such ids, that is one
+        read at a time. Raises TimeoutError.
+        """
+        if hold_id[:SALE_PREFIX] not in self._by_prefix:
+            async with asyncio.timeout(FIND_WITHIN_S):
+                await self._refreshes.submit(None)
         return [self._sales[sale_id] for sale_id in self._by_prefix.get(hold_id[:SALE_PREFIX], [])]
 
     async def find_newer(self, sale: Sale) -> Sale | None:
@@ -223,14 +225,6 @@ class SaleBook:
             # The database's clock alone decides; a quiet second reads the same few rows again.
             self._read_until = rows[-1]["updated_at"] - COMMITS_WITHIN
         return [sale_id for sale_id, sale in known.items() if self._sales[sale_id] != sale]
-
-    async def catch_up(self) -> None:
-        """Learn of sales that other processes have just made; however many ask for that, it is one read at a time.
-
-        Raises TimeoutError.
-        """
-        async with asyncio.timeout(FIND_WITHIN_S):
-            await self._refreshes.submit(None)
 
     async def _refresh_for_all(self, askers: list[None]) -> Sequence[None]:
         await self.refresh()

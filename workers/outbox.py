@@ -1,17 +1,13 @@
 """Drains: a sale's streams are brought to Postgres as soon as there is anything, in batches when there is much."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from engine.stores.outbox import BATCH_MAX, WRITTEN, Reader, Stream
 from workers import loops, metrics
 from workers.loops import Bell
-
-logger = logging.getLogger(__name__)
 
 SUBSCRIBE_AGAIN_S = 0.25
 # A batch costs hardly more than an entry: what comes right behind one waits for company, and what ends a pause of the
@@ -32,20 +28,21 @@ class Doorbell:
         """Listen until cancelled. What is not heard meanwhile, the owner's look at its sale rings for."""
         while True:
             try:
-                async with self._listener.pubsub() as channel:
-                    await channel.subscribe(WRITTEN)
-                    for bell in self.bells.values():
-                        bell.ring()  # what was written meanwhile was not heard
-                    async for message in channel.listen():
-                        if message["type"] == "message":
-                            self._ring(message["data"].decode())
-            except (RedisError, OSError) as fault:
-                logger.warning("not listening for what is written: %r", fault)
+                await self._hear()
+            except Exception as fault:  # noqa: BLE001 - an outermost loop: whatever it meets must not stop the worker
+                loops.report("listen", fault)
             await asyncio.sleep(SUBSCRIBE_AGAIN_S)
 
-    def _ring(self, stream_key: str) -> None:
-        if bell := self.bells.get(stream_key):
-            bell.ring()
+    async def _hear(self) -> None:
+        async with self._listener.pubsub() as channel:
+            await channel.subscribe(WRITTEN)
+            for bell in self.bells.values():
+                bell.ring()  # what was written meanwhile was not heard
+            async for message in channel.listen():
+                if message["type"] == "message":
+                    written = self.bells.get(message["data"].decode(errors="replace"))
+                    if written is not None:
+                        written.ring()
 
 
 async def drain(reader: Reader, bell: Bell, heard: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ from engine.coupons import CountedCoupons
 from engine.sales import Checkpoint, Sale, SaleBook
 from engine.stores import outbox
 from engine.stores.connections import Stores
-from engine.stores.outbox import Divergence, Head, OwnershipLost, Reader, Stream
+from engine.stores.outbox import Divergence, Ends, Head, OwnershipLost, Reader, Stream
 from engine.stores.replies import word_of
 from workers import cancellations, cards, loops, metrics, payments, seats, waiting_lists, waiting_room
 from workers.loops import Bell, Reopen
@@ -251,13 +251,13 @@ class Inspection:
         """
         if row.store_state != "open" or row.epoch != self._sale.epoch:
             raise Reopen("its row was changed")
-        if row != self._row:
+        if row != self._row:  # also where something else in this process read it first
             self._row = row
             self._bells.ring_all()
         if row.kind == "coupon":
             return await self._look_at_coupons(stores, row)
         found = await sales.look(stores.gate, row)
-        is_at_rest = await self._compare(stores, row, found)
+        is_at_rest = await self._compare(stores, row, found if isinstance(found, Checkpoint) else None)
         if not isinstance(found, Checkpoint):
             raise Divergence(f"the store answers {word_of(type(found))}")
         await sales.keep_checkpoint(stores, row, found)
@@ -274,7 +274,7 @@ class Inspection:
         self._keep_behind(is_at_rest=is_at_rest, outbox=found.outbox_behind, journal=found.journal_behind)
         return False
 
-    async def _compare(self, stores: Stores, row: Sale, found: object) -> bool:
+    async def _compare(self, stores: Stores, row: Sale, ends: Ends | None) -> bool:
         """Ring for what the readers of both streams lack; whether they lack nothing.
 
         Then nothing else has to be asked, as nobody but the owner moves a watermark. Raises Divergence where a stream
@@ -282,9 +282,8 @@ class Inspection:
         """
         is_at_rest = True
         for stream, reader in self._readers.items():
-            end = _end_of(stream, found)
             mark = reader.watermark
-            if mark is None or end != (mark.n, mark.n, mark.entry_id):
+            if ends is None or mark is None or ends.of(stream) != (mark.n, mark.n, mark.entry_id):
                 is_at_rest = False
                 self._bells.streams[stream].ring()
         if not is_at_rest:
@@ -295,8 +294,8 @@ class Inspection:
 
     async def _look_at_coupons(self, stores: Stores, row: Sale) -> bool:
         head = await outbox.HEAD(stores.gate, row.keys)
-        is_same = isinstance(head, Head) and head.epoch == row.epoch
-        is_at_rest = await self._compare(stores, row, head if is_same else None)
+        ends = head if isinstance(head, Head) and head.epoch == row.epoch else None
+        is_at_rest = await self._compare(stores, row, ends)
         reply = await coupons.COUNT(stores.gate, row.keys, epoch=row.epoch)
         if not isinstance(reply, CountedCoupons) or reply.state != "open":
             raise Divergence(f"the store answers {reply}")
@@ -313,16 +312,6 @@ class Inspection:
             if is_at_rest and behind[stream] > 0:
                 reader.repeat()
                 self._bells.streams[stream].ring()
-
-
-def _end_of(stream: Stream, found: object) -> tuple[int, int, str] | None:
-    """The last number that a stream gave out, and number and id of its last entry; None where the store has no sale."""
-    match found, stream:
-        case Head() | Checkpoint(), "outbox":
-            return found.outbox_counter, found.outbox_n, found.outbox_id
-        case Head() | Checkpoint(), "journal":
-            return found.journal_counter, found.journal_n, found.journal_id
-    return None
 
 
 def _finality(fault: Exception) -> int:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 SQL = queries.load("outbox")
 
 LEASE_S = 15.0
-# How far Postgres is, for who waits; and which stream has something new, for who reads it.
+# How far Postgres is, for who waits; and which stream has something new, for who reads it: `lua/shared/streams.lua`.
 CHANNEL = "lastseat:persisted"
 WRITTEN = "lastseat:written"
 # Entries in one transaction.
@@ -428,17 +428,28 @@ class Persisted(Reply, frozen=True):
     trimmed: int
 
 
-class Head(Reply, frozen=True):
+class Ends(Reply, frozen=True):
     """Where the streams of a sale stand in Redis."""
 
-    epoch: int
-    state: str
     outbox_counter: int
     outbox_n: int
     outbox_id: str
     journal_counter: int
     journal_n: int
     journal_id: str
+
+    def of(self, stream: Stream) -> tuple[int, int, str]:
+        """The last number that a stream gave out, and number and id of its last entry."""
+        if stream == "outbox":
+            return self.outbox_counter, self.outbox_n, self.outbox_id
+        return self.journal_counter, self.journal_n, self.journal_id
+
+
+class Head(Ends, frozen=True):
+    """Where the streams of a sale stand, and in which of its copies."""
+
+    epoch: int
+    state: str
 
 
 PERSIST = Script("streams/persist", SaleKeys, Persisted | SaleUnknown | StaleEpoch)
@@ -479,12 +490,8 @@ async def inspect(gate: Gate, postgres: asyncpg.Pool, keys: SaleKeys, epoch: int
         return "the store does not know the sale"
     if head.epoch != epoch:
         return f"the store has epoch {head.epoch}, Postgres {epoch}"
-    heads: dict[Stream, tuple[int, int, str]] = {
-        "outbox": (head.outbox_counter, head.outbox_n, head.outbox_id),
-        "journal": (head.journal_counter, head.journal_n, head.journal_id),
-    }
-    for stream, (counter, n, entry_id) in heads.items():
-        watermark = watermarks[stream]
+    for stream, watermark in watermarks.items():
+        counter, n, entry_id = head.of(stream)
         if watermark is None or watermark.epoch != epoch:
             continue  # a rebuild is under way
         if n < watermark.n:

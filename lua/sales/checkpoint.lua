@@ -18,7 +18,7 @@
 --   epoch
 --   queue_no_ceiling
 -- RETURNS
---   checkpoint              version serving queue_no queue_no_ceiling outbox_behind journal_behind stranded product_changes outbox_counter outbox_n outbox_id journal_counter journal_n journal_id lapsed overdue
+--   checkpoint              outbox_counter outbox_n outbox_id journal_counter journal_n journal_id version serving queue_no queue_no_ceiling outbox_behind journal_behind stranded product_changes lapsed overdue
 --   sale_unknown
 --   stale_epoch             epoch
 --   sale_rebuilding
@@ -45,10 +45,11 @@ end
 local outbox_n, outbox_id = head_of(outbox)
 local journal_n, journal_id = head_of(journal)
 return {
-  "checkpoint", term("version"), term("serving"), term("queue_no"), term("queue_no_ceiling"),
+  "checkpoint", term("outbox_n"), outbox_n, outbox_id, term("journal_n"), journal_n, journal_id,
+  term("version"), term("serving"), term("queue_no"), term("queue_no_ceiling"),
   term("outbox_n") - term("outbox_persisted_n"), term("journal_n") - term("journal_persisted_n"),
   sale.waiting_list == "1" and 0 or redis.call("ZCARD", freed) + redis.call("HLEN", stock_freed),
-  term("product_changes"), term("outbox_n"), outbox_n, outbox_id, term("journal_n"), journal_n, journal_id,
+  term("product_changes"),
   redis.call("ZCOUNT", deadlines, "-inf", now_ms)
     + redis.call("ZCOUNT", ended, "-inf", now_ms - term("repeat_window_ms")),
   redis.call("ZCOUNT", paying, "-inf", now_ms),

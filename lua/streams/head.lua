@@ -9,7 +9,7 @@
 --   outbox   stream
 --   journal  stream
 -- RETURNS
---   head     epoch state outbox_counter outbox_n outbox_id journal_counter journal_n journal_id
+--   head     outbox_counter outbox_n outbox_id journal_counter journal_n journal_id epoch state
 --   sale_unknown
 --
 -- The counter and the last entry disagree only where a script failed between them.
@@ -20,5 +20,5 @@ end
 local outbox_n, outbox_id = head_of(KEYS[2])
 local journal_n, journal_id = head_of(KEYS[3])
 return {
-  "head", sale.epoch, sale.state, term("outbox_n"), outbox_n, outbox_id, term("journal_n"), journal_n, journal_id,
+  "head", term("outbox_n"), outbox_n, outbox_id, term("journal_n"), journal_n, journal_id, sale.epoch, sale.state,
 }

@@ -3,9 +3,9 @@
 import asyncio
 import os
 import re
+import select
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -179,8 +179,11 @@ def test_of_two_starts_at_once_one_has_the_port(shop: dict[str, str]) -> None:
         )
         for _ in range(2)
     ]
-    while all(up.poll() is None for up in starting):
-        time.sleep(0.05)  # either may be the one
+    ends = [os.pidfd_open(up.pid) for up in starting]
+    ended, _, _ = select.select(ends, [], [], 60)  # either may be the one
+    assert len(ended) == 1
+    for end in ends:
+        os.close(end)
     refused, other = sorted(starting, key=lambda up: up.poll() is None)
     assert "is taken" in refused.communicate()[1]
     other.send_signal(signal.SIGTERM)

@@ -130,7 +130,10 @@ async def test_an_id_made_in_a_sale_leads_to_it(postgres: asyncpg.Pool) -> None:
     sale_id, _other = await make(postgres), await make(postgres)
     book = SaleBook(postgres)
     await book.refresh()
-    assert [sale.sale_id for sale in book.find_by_prefix(ids.derive_in(sale_id, "hold"))] == [sale_id]
+    assert [sale.sale_id for sale in await book.find_by_prefix(ids.derive_in(sale_id, "hold"))] == [sale_id]
+    new = await make(postgres)  # by another process, a moment ago
+    assert [sale.sale_id for sale in await book.find_by_prefix(ids.derive_in(new, "hold"))] == [new]
+    assert await book.find_by_prefix("0" * 32) == []
 
 
 # Asking ---------------------------------------------------------------------------------------------------------------

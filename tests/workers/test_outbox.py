@@ -16,7 +16,7 @@ async def test_a_stream_is_rung_for_and_all_are_when_something_may_not_have_been
         async with asyncio.timeout(10):
             # It has just begun to listen.
             assert [await new.rest(), await quiet.rest()] == [True, True]
-            for key in ("new", "another worker's"):
+            for key in (b"\xff of nobody", "another worker's", "new"):
                 await stores.redis.execute_command("PUBLISH", WRITTEN, key)
             assert await new.rest()
             quiet.rest_max_s = 0.05
