@@ -24,6 +24,7 @@ from engine.balances import AMOUNT_MAX
 from engine.installation import CurrencyChanged, TimeZoneRefused
 from engine.messages import TEXT_MAX
 from engine.payments import State
+from engine.processes import take_turns
 from engine.resolutions import Word
 from engine.sales import PEOPLE_MAX, QUEUE_NO_MAX, SECONDS_MAX, RoomState
 from engine.seat_blocks import SEATS_MAX
@@ -117,7 +118,10 @@ def main() -> None:
 
 
 def _settings() -> Settings:
-    return Settings.from_environment(os.environ)
+    settings = Settings.from_environment(os.environ)
+    if settings.take_turns:
+        take_turns()  # before anything is started, stores too: children inherit it
+    return settings
 
 
 def _console() -> Console:

@@ -58,6 +58,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65535)] = 8000
     workers: Positive = msgspec.field(default_factory=lambda: os.cpu_count() or 1)
+    # Whether processes are woken only when another has ended its turn: engine/processes.py.
+    take_turns: bool = True
     cors_origins: tuple[str, ...] = ()
 
     admin_key: Annotated[str, Meta(min_length=16)] | None = None
@@ -170,13 +172,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for field in msgspec.structs.fields(self):
             value = getattr(self, field.name)
             if value is not None and value != ():
-                environ[variable(field.name)] = ",".join(value) if isinstance(value, tuple) else str(value)
+                environ[variable(field.name)] = _text_of(value)
         return environ
 
 
 def variable(field: str) -> str:
     """Name the environment variable of a field."""
     return PREFIX + field.upper()
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _items(text: str) -> list[str]:

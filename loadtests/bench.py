@@ -10,7 +10,7 @@ from typing import Any
 
 import uvloop
 
-from engine.processes import tame_collector
+from engine.processes import take_turns, tame_collector
 from loadtests import (
     bench_coupons,
     bench_drain,
@@ -80,6 +80,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all of them unless named")
     parser.add_argument("--output", type=Path, default=Path("bench.json"))
     chosen = parser.parse_args()
+    take_turns()  # as `lastseat` does: also the driver, the twins and the stores, which are measured beside it
     if unknown := set(chosen.parts) - PARTS.keys():
         parser.error(f"there is no part {', '.join(sorted(unknown))}")
     rows: list[Row] = []

@@ -195,3 +195,14 @@ def test_a_host_that_is_none_is_a_line(shop: dict[str, str]) -> None:
     said = lastseat("up", settings=shop | {"LASTSEAT_HOST": "192.0.2.1"})
     assert (said.returncode, said.stderr.count("\n")) == (1, 1), said.stderr
     assert said.stderr.startswith(f"Error: Nothing can listen on port {shop['LASTSEAT_PORT']} of 192.0.2.1: ")
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has classes of turns")
+@pytest.mark.parametrize(("setting", "expected"), [("true", "SCHED_BATCH"), ("false", "SCHED_OTHER")])
+def test_stores_api_and_worker_wait_for_the_turns_of_others_where_that_is_set(
+    setting: str, expected: str, shop: dict[str, str]
+) -> None:
+    with running(shop | {"LASTSEAT_TAKE_TURNS": setting}) as up:
+        classes = {pid: os.sched_getscheduler(pid) for pid in descendants(up.pid)}
+    assert len(classes) > 5  # Postgres alone has that many
+    assert set(classes.values()) == {getattr(os, expected)}

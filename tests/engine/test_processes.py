@@ -1,7 +1,12 @@
 """How a process uses its machine is said at its start."""
 
+import os
 import subprocess
 import sys
+
+import pytest
+
+linux_only = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has classes of turns")
 
 
 def test_the_collector_leaves_alone_what_was_there_before() -> None:
@@ -13,3 +18,21 @@ def test_the_collector_leaves_alone_what_was_there_before() -> None:
     frozen, threshold = map(int, ran.stdout.split())
     assert frozen > 1_000
     assert threshold > 10_000  # 700 unless told otherwise
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        pytest.param("SCHED_OTHER", "SCHED_BATCH", id="the normal class is left"),
+        pytest.param("SCHED_IDLE", "SCHED_IDLE", id="one that somebody chose is kept"),
+    ],
+)
+def test_a_process_and_those_it_starts_wait_for_the_turns_of_others(given: str, kept: str) -> None:
+    code = (
+        "import os, subprocess, sys; from engine.processes import take_turns; "
+        f"os.sched_setscheduler(0, os.{given}, os.sched_param(0)); take_turns(); "
+        "subprocess.run([sys.executable, '-c', 'import os; print(os.sched_getscheduler(0))'])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert int(ran.stdout) == getattr(os, kept)

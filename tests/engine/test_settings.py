@@ -22,6 +22,7 @@ def test_every_setting_has_a_variable() -> None:
         "LASTSEAT_HOST": "0.0.0.0",
         "LASTSEAT_PORT": "8080",
         "LASTSEAT_WORKERS": "4",
+        "LASTSEAT_TAKE_TURNS": "false",
         "LASTSEAT_CORS_ORIGINS": "https://shop.example, http://localhost:3000",
         "LASTSEAT_ADMIN_KEY": "a" * 16,
         "LASTSEAT_SECRET": "s" * 32,
@@ -41,6 +42,7 @@ def test_every_setting_has_a_variable() -> None:
     settings = Settings.from_environment(environ)
     assert settings.cors_origins == ("https://shop.example", "http://localhost:3000")
     assert (settings.port, settings.workers, settings.repeat_window_s) == (8080, 4, 7200)
+    assert not settings.take_turns
     assert set(settings.to_environment()) == set(environ)
     assert Settings.from_environment(settings.to_environment()) == settings
 

@@ -13,12 +13,13 @@ import os
 import pwd
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from signal import Signals
+from types import MappingProxyType
 from typing import TypedDict
 
 START_WITHIN_S = 300.0  # reading a large append-only file takes minutes
@@ -84,6 +85,7 @@ def spawn(
     alive: int,
     find: Callable[[], Server | None],
     user: pwd.struct_passwd | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Server | None:
     """Start a server that survives a Ctrl-C meant for us, and wait until it answers; None if it ends instead.
 
@@ -97,7 +99,7 @@ def spawn(
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd="/",
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, **environment},
             start_new_session=True,
             pass_fds=(alive,),
             **run_as(user),

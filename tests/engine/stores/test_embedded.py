@@ -81,6 +81,28 @@ def test_a_valkey_keeps_all_it_was_told_and_refuses_to_evict(data_dir: Path) -> 
     }
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the loader of Linux is told")
+def test_a_valkey_has_an_allocator_made_for_a_server(data_dir: Path) -> None:
+    with embedded.valkey(data_dir) as server:
+        assert "libmimalloc" in Path(f"/proc/{server.pid}/maps").read_text()
+        assert read_from(server) is None
+
+
+@pytest.mark.parametrize("name", ["with a space", "with:a colon"])
+def test_where_the_loader_cannot_be_told_a_valkey_starts_as_it_was_built(
+    name: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere:
+        def locate_file(self, _path: str) -> Path:
+            (data_dir / name).touch()
+            return data_dir / name
+
+    monkeypatch.setattr("importlib.metadata.distribution", lambda _name: Elsewhere())
+    with embedded.valkey(data_dir) as server:
+        assert read_from(server) is None
+    assert "preload" not in sharing.tail(data_dir / "valkey")
+
+
 def test_a_postgres_answers_after_the_disk_and_listens_on_no_port(data_dir: Path) -> None:
     with embedded.postgres(data_dir) as server:
         for name, value in {
