@@ -104,8 +104,10 @@ class Face:
     ) -> None:
         began = perf_counter()
         operation = methods.get(scope["method"])
+        if operation is None and scope["method"] == "HEAD" and "GET" in methods:
+            operation, send = methods["GET"], _without_content(send)
         if operation is None:
-            allow = (b"allow", ", ".join(sorted(methods)).encode())
+            allow = (b"allow", ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods)).encode())
             await _send(refuse(problems.MethodNotAllowed(), 0, allow), send)
             metrics.observe("other", "unknown", 405, 0.0)
             return
@@ -114,7 +116,7 @@ class Face:
             if isinstance(given, Stream):
                 # Counted when it begins: how long it lives is up to whoever listens.
                 metrics.observe(operation.method, operation.path, given.status, perf_counter() - began)
-                await _stream(given, receive, send)
+                await _stream(given, receive, send, nothing_follows=scope["method"] == "HEAD")
                 return
             await _send(given, send)
         else:
@@ -243,10 +245,24 @@ def _varying(send: Send) -> Send:
     return vary
 
 
-async def _stream(given: Stream, receive: Receive, send: Send) -> None:
+def _without_content(send: Send) -> Send:
+    """Send what a GET would be answered, but its content (RFC 9110, 9.3.2)."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message["body"] = b""
+        await send(message)
+
+    return send_head
+
+
+async def _stream(given: Stream, receive: Receive, send: Send, *, nothing_follows: bool) -> None:
     headers = [(b"content-type", given.media_type), *given.headers]
     await send({"type": "http.response.start", "status": given.status, "headers": headers})
-    await given.flow(receive, send)
+    if nothing_follows:
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    else:
+        await given.flow(receive, send)
 
 
 async def _send(given: Answer, send: Send) -> None:

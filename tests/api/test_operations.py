@@ -116,7 +116,25 @@ async def test_a_query_with_what_no_store_takes_is_refused(operator: Person, peo
 async def test_a_path_names_its_methods(http: httpx.AsyncClient) -> None:
     answered = await http.put("/v1/me", json={})
     assert problem(answered) == (405, "method_not_allowed")
-    assert answered.headers["allow"] == "DELETE, GET"
+    assert answered.headers["allow"] == "DELETE, GET, HEAD"
+    assert (await http.head("/v1/sessions")).headers["allow"] == "POST"
+
+
+async def test_head_is_answered_as_get_without_its_content(
+    http: httpx.AsyncClient, people: list[Person], show: Show
+) -> None:
+    unknown = f"/v1/concerts/{'0' * 32}"
+    events = f"/v1/sales/{show.sale_id}/events"
+    for path in ("/health/live", "/v1/concerts", unknown, "/v1/me", f"/v1/schedules/{show.schedule_id}/seats"):
+        asked, told = await people[0].http.get(path), await people[0].http.head(path)
+        assert told.status_code == asked.status_code
+        assert told.content == b""
+        assert {name: told.headers[name] for name in ("content-type", "content-length")} == {
+            name: asked.headers[name] for name in ("content-type", "content-length")
+        }
+    told = await http.head(events)  # a stream that never ends by itself
+    assert (told.status_code, told.headers["content-type"].split(";")[0]) == (200, "text/event-stream")
+    assert (await http.head("/v1/sessions")).status_code == 405
 
 
 async def test_a_fault_of_ours_is_told_as_one(

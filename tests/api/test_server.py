@@ -119,6 +119,16 @@ async def test_a_path_of_a_stranger_adds_no_label(server: Server) -> None:
     assert "BREW" not in counted
 
 
+async def test_a_head_leaves_the_connection_ready_for_the_next_request(server: Server) -> None:
+    asked = [b"HEAD /health/live HTTP/1.1\r\nHost: shop\r\n\r\n"]
+    asked += [b"GET /health/live HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n"]
+    answered = await send_raw(server, b"".join(asked))
+    head, _, rest = answered.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert rest.startswith(b"HTTP/1.1 200")  # nothing of the content of the first stands between them
+    assert rest.partition(b"\r\n\r\n")[2] != b""
+
+
 async def test_a_stop_finishes_what_was_begun(server: Server, settings: Settings) -> None:
     made = await server.operator.post("/v1/admin/accounts", {"count": 1})
     person = Person(server.http, "", made.json()["items"][0]["access_token"])
