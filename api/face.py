@@ -9,6 +9,7 @@ KeyError.)
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -180,10 +181,11 @@ class _Deadline:
     The answer does not wait for the request to hear of it: a driver whose server hangs may take long to give up.
     """
 
-    __slots__ = ("_send", "_task", "answering", "passes_at")
+    __slots__ = ("_send", "_task", "answering", "passes_at", "seconds")
 
-    def __init__(self, passes_at: float, send: Send) -> None:
-        self.passes_at = passes_at
+    def __init__(self, seconds: float, now: float, send: Send) -> None:
+        self.seconds = seconds
+        self.passes_at = now + seconds
         self._send = send
         self._task = asyncio.current_task()
         self.answering: asyncio.Task[None] | None = None
@@ -204,14 +206,15 @@ class _Deadlines:
     """The deadlines of the requests under way: one timer for all costs less than one a request."""
 
     def __init__(self) -> None:
-        self._running: set[_Deadline] = set()
+        # By how long they are, each in the order they pass: what is not yet due need not be looked at.
+        self._running: dict[float, dict[_Deadline, None]] = {}
         self._ticking = False
 
     def begin(self, seconds: float, send: Send) -> _Deadline:
         """Begin the deadline of the request that runs."""
         loop = asyncio.get_running_loop()
-        deadline = _Deadline(loop.time() + seconds, send)
-        self._running.add(deadline)
+        deadline = _Deadline(seconds, loop.time(), send)
+        self._running.setdefault(seconds, {})[deadline] = None
         if not self._ticking:
             self._ticking = True
             loop.call_later(TICK_S, self._tick)
@@ -219,16 +222,17 @@ class _Deadlines:
 
     def end(self, deadline: _Deadline) -> None:
         """End the deadline of a request that has ended."""
-        self._running.discard(deadline)
+        self._running[deadline.seconds].pop(deadline, None)
         deadline.end()
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for deadline in [each for each in self._running if each.passes_at <= now]:
-            self._running.discard(deadline)
-            deadline.pass_()
-        self._ticking = bool(self._running)
+        for running in self._running.values():
+            for deadline in [*takewhile(lambda each: each.passes_at <= now, running)]:
+                del running[deadline]
+                deadline.pass_()
+        self._ticking = any(self._running.values())
         if self._ticking:
             loop.call_later(TICK_S, self._tick)
 

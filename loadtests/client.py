@@ -5,12 +5,13 @@ its caller to know, who has the `Idempotency-Key`.
 """
 
 import asyncio
-import json
 import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
+
+import msgspec
 
 CONNECT_WITHIN_S = 10.0
 
@@ -43,7 +44,7 @@ class Answer:
 
     def json(self) -> Any:
         """The body, decoded."""
-        return json.loads(self.body)
+        return msgspec.json.decode(self.body)
 
 
 class Client:
@@ -94,7 +95,7 @@ class Client:
             if isinstance(body, bytes):
                 content = body
             else:
-                content = json.dumps(body, separators=(",", ":")).encode()
+                content = msgspec.json.encode(body)
                 lines.append("content-type: application/json\r\n")
             lines.append(f"content-length: {len(content)}\r\n")
         lines.append("\r\n")
