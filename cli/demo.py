@@ -6,7 +6,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from cli import auditing, gatewaying, processes
 from cli.auditing import HISTORY, OUTSIDE_HISTORY
-from cli.processes import Child, ProcessFault
+from cli.processes import Part, ProcessFault
 from cli.up import GATEWAY, VERBS, address_of
 from engine.audit import Report
 from engine.installation import prepare_database
@@ -69,20 +69,21 @@ def _demonstrate(settings: Settings, console: Console, *, stays: bool, buyers: i
         _tell(console, "stores", "Valkey and Postgres are up", since=began)
         asyncio.run(prepare_database(known))
         with processes.running(verbs, known, logs=known.data_path / "logs") as children:
-            processes.wait_until_ready(children, known)
+            parts: list[Part] = [*children, *embedded.provided(settings)]
+            processes.wait_until_ready(parts, known)
             beside = ", a card gateway that moves no money beside them" if GATEWAY in verbs else ""
             _tell(console, "faces", f"{known.workers} API processes and a worker are up{beside}", since=began)
             seed = secrets.randbelow(10**6) if seed is None else seed
             if settings.postgres_url is not None:
                 history_path.unlink(missing_ok=True)  # of which stores it was, nobody knows
-            held = uvloop.run(_show(known, console, children, history_path, buyers=buyers, seed=seed))
+            held = uvloop.run(_show(known, console, parts, history_path, buyers=buyers, seed=seed))
             if stays:
-                _stay(known, console, children)
+                _stay(known, console, parts)
     return held
 
 
 async def _show(
-    settings: Settings, console: Console, children: list[Child], history_path: Path, *, buyers: int, seed: int
+    settings: Settings, console: Console, parts: Collection[Part], history_path: Path, *, buyers: int, seed: int
 ) -> bool:
     host = processes.reachable(settings.host)
     async with Client(host, settings.port, connections_max=CONNECTIONS_MAX) as client:
@@ -110,7 +111,7 @@ async def _show(
             beside.keep(history)
             rushing = asyncio.create_task(beside.run())
             try:
-                tally = await _watch(visitors, concert, beside, console, children)
+                tally = await _watch(visitors, concert, beside, console, parts)
                 await latecomers.come(visitors, seed=seed)
                 await rushing
             finally:
@@ -286,7 +287,7 @@ def _tell_returns(tally: Tally, console: Console) -> None:
         )
 
 
-async def _watch(visitors: Crowd, concert: Concert, beside: Beside, console: Console, children: list[Child]) -> Tally:
+async def _watch(visitors: Crowd, concert: Concert, beside: Beside, console: Console, parts: Collection[Part]) -> Tally:
     """Show how the crowd gets on, as bars on a terminal and as a line now and then elsewhere."""
     going = asyncio.create_task(visitors.run())
     try:
@@ -294,7 +295,7 @@ async def _watch(visitors: Crowd, concert: Concert, beside: Beside, console: Con
         with show(console, len(visitors.people), concert.seats_total, beside) as update:
             while not going.done():
                 await asyncio.wait([going], timeout=0.1)
-                processes.raise_if_ended(children)
+                processes.raise_if_ended(parts)
                 update(visitors.tally)
         return await going
     finally:
@@ -424,7 +425,7 @@ async def _audit(settings: Settings, history_path: Path) -> Report:
         await redis.aclose()
 
 
-def _stay(settings: Settings, console: Console, children: list[Child]) -> None:
+def _stay(settings: Settings, console: Console, parts: Collection[Part]) -> None:
     address = address_of(settings)
     console.print("\nEverything stays up for you to try. Ctrl-C stops it.", highlight=False)
     console.print(f"  docs  {address}/docs", highlight=False)
@@ -432,6 +433,6 @@ def _stay(settings: Settings, console: Console, children: list[Child]) -> None:
     try:
         while True:
             time.sleep(0.5)
-            processes.raise_if_ended(children)
+            processes.raise_if_ended(parts)
     except KeyboardInterrupt:
         console.print("Stopping …")

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from engine.settings import PREFIX, Settings, variable
 
@@ -25,6 +26,17 @@ METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 class ProcessFault(Exception):
     """A process could not be started, or ended by itself."""
+
+
+class Part(Protocol):
+    """Something that runs for us and should not end by itself: a child, or an embedded store."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it ended all the same."""
+
+    def describe_end(self) -> str:
+        """How, with its last words."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +72,12 @@ def running(verbs: list[str], settings: Settings, *, logs: Path | None = None) -
         yield [stack.enter_context(_running(verb, environ, logs)) for verb in verbs]
 
 
-def wait_until_ready(children: list[Child], settings: Settings) -> None:
+def wait_until_ready(parts: Collection[Part], settings: Settings) -> None:
     """Wait until the API answers that it can serve; raises ProcessFault if a process ends meanwhile."""
     host = reachable(settings.host)
     deadline = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < deadline:
-        raise_if_ended(children)
+        raise_if_ended(parts)
         connection = http.client.HTTPConnection(host, settings.port, timeout=3.0)
         try:
             connection.request("GET", "/health/ready")
@@ -79,11 +91,11 @@ def wait_until_ready(children: list[Child], settings: Settings) -> None:
     raise ProcessFault(f"The API at {host}:{settings.port} was not ready within {READY_WITHIN_S:.0f} s.")
 
 
-def raise_if_ended(children: list[Child]) -> None:
+def raise_if_ended(parts: Iterable[Part]) -> None:
     """Raise ProcessFault if one of them ended."""
-    for child in children:
-        if child.has_ended:
-            raise ProcessFault(child.describe_end())
+    for part in parts:
+        if part.has_ended:
+            raise ProcessFault(part.describe_end())
 
 
 def reachable(host: str) -> str:

@@ -6,6 +6,7 @@ import time
 from rich.console import Console
 
 from cli import gatewaying, processes
+from cli.processes import Part
 from engine.installation import prepare_database
 from engine.settings import Settings
 from engine.stores import embedded
@@ -36,7 +37,8 @@ def _serve(settings: Settings, console: Console) -> None:
     with embedded.provide(gatewaying.simulated(settings)) as known:
         show_key(asyncio.run(prepare_database(known)), console)
         with processes.running(verbs, known) as children:
-            processes.wait_until_ready(children, known)
+            parts: list[Part] = [*children, *embedded.provided(settings)]
+            processes.wait_until_ready(parts, known)
             address = address_of(known)
             console.print(f"API    {address}", highlight=False)
             console.print(f"Docs   {address}/docs", highlight=False)
@@ -45,7 +47,7 @@ def _serve(settings: Settings, console: Console) -> None:
             console.print("Ctrl-C stops it.")
             while True:
                 time.sleep(LOOK_EVERY_S)
-                processes.raise_if_ended(children)
+                processes.raise_if_ended(parts)
 
 
 def address_of(settings: Settings) -> str:

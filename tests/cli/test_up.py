@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cli import processes
+from engine.stores.embedded import postgres_server, valkey_server
 from loadtests.client import Client
 from loadtests.history import Heard, History
 from tests.cli.program import PROGRAM, environment, lastseat
@@ -150,6 +151,20 @@ def test_after_the_death_of_its_parent_nothing_is_in_the_way_of_the_next_start(s
     with running(shop):
         pass
     assert processes.is_free("127.0.0.1", int(shop["LASTSEAT_PORT"]))
+
+
+@pytest.mark.parametrize("store", ["valkey", "postgres"])
+def test_the_end_of_a_store_is_the_end_of_all(store: str, shop: dict[str, str]) -> None:
+    folder = Path(shop["LASTSEAT_DATA_DIR"]) / store
+    with running(shop) as up:
+        server = {"valkey": valkey_server, "postgres": postgres_server}[store].find(folder)
+        assert server is not None
+        os.kill(server.pid, signal.SIGKILL)
+        assert up.wait(60) == 1
+    said = (Path(shop["LASTSEAT_DATA_DIR"]) / "up.log").read_text()
+    assert f"Error: The embedded server in {folder} ended. Its log ends:\n" in said
+    with running(shop):
+        pass
 
 
 def test_the_first_key_is_shown_before_anything_can_go_wrong(shop: dict[str, str]) -> None:

@@ -11,15 +11,18 @@ import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from engine.settings import Settings
-from engine.stores.embedded import postgres_server, valkey_server
+from engine.stores.embedded import postgres_server, sharing, valkey_server
 from engine.stores.embedded.sharing import EmbeddedFault, Server, end, private_folder, used
 
-__all__ = ["EmbeddedFault", "Server", "cluster", "erase", "postgres", "provide", "valkey"]
+__all__ = [
+    "EmbeddedFault", "Server", "Store", "cluster", "erase", "postgres", "provide", "provided", "valkey",
+]  # fmt: skip
 
 
 @contextmanager
@@ -37,6 +40,31 @@ def provide(settings: Settings) -> Iterator[Settings]:
             queue_redis_url=settings.queue_redis_url or redis_url,
             postgres_url=postgres_url,
         )
+
+
+@dataclass(frozen=True)
+class Store:
+    """An embedded server in use, by its folder."""
+
+    folder: Path
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it ended, which it should not have done while it is used."""
+        try:
+            return sharing.is_vacant(self.folder)
+        except FileNotFoundError:
+            return False  # somebody removed the folder, and the server lives on
+
+    def describe_end(self) -> str:
+        """What it said last."""
+        return f"The embedded server in {self.folder} ended. Its log ends:\n{sharing.tail(self.folder)}"
+
+
+def provided(settings: Settings) -> list[Store]:
+    """Name the embedded servers that `provide` starts for these settings."""
+    addresses = {"valkey": settings.redis_url, "postgres": settings.postgres_url}
+    return [Store(settings.data_path / name) for name, address in addresses.items() if address is None]
 
 
 @contextmanager

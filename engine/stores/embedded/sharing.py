@@ -120,6 +120,12 @@ def tail(folder: Path) -> str:
     return "\n".join((folder / "log").read_text(errors="replace").splitlines()[-15:])
 
 
+def is_vacant(folder: Path) -> bool:
+    """Whether neither the server of this folder nor a child of it lives."""
+    with _opened(folder / "alive") as alive:
+        return _can_take(alive)
+
+
 def private_folder(path: Path, *, passable: bool = False) -> Path:
     """Make the folder of one server, which nobody else may read; passable, they may reach what is theirs."""
     path = path.absolute()
@@ -161,7 +167,7 @@ def packaged(package: str, pattern: str) -> Path:
 def _adopt_or_start(folder: Path, start: Callable[[int], Server], find: Callable[[], Server | None]) -> Server:
     # Alive but not to be found: still reading its files, or the last children of a killed server on their way
     # out.
-    server = _wait_for(lambda: _is_vacant(folder), find, folder)
+    server = _wait_for(lambda: is_vacant(folder), find, folder)
     if server is not None:
         return server
     alive = _take(folder / "alive")
@@ -204,12 +210,6 @@ def _stop(folder: Path, server: Server | None, signals: tuple[Signals, ...], ali
 
 
 _children: list[subprocess.Popen[bytes]] = []
-
-
-def _is_vacant(folder: Path) -> bool:
-    """Whether neither the server of this folder nor a child of it lives."""
-    with _opened(folder / "alive") as alive:
-        return _can_take(alive)
 
 
 def _is_at(file: int, path: Path) -> bool:

@@ -67,7 +67,7 @@ async def run_sql(postgres: embedded.Server, statement: str) -> Any:
 
 def is_vacant(data_dir: Path) -> bool:
     """Whether no server lives here, by the locks: an ended process keeps its id until it is reaped."""
-    return all(sharing._is_vacant(data_dir / name) for name in ("valkey", "postgres"))
+    return all(sharing.is_vacant(data_dir / name) for name in ("valkey", "postgres"))
 
 
 def test_a_valkey_keeps_all_it_was_told_and_refuses_to_evict(data_dir: Path) -> None:
