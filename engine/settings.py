@@ -18,7 +18,7 @@ REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "unix")
 QUEUE_SCHEMES = ("redis", "rediss", "unix")
 POSTGRES_SCHEMES = ("postgres", "postgresql")
 
-# Connections of one process. Postgres allows 200 in all, shared by every API process and worker.
+# Connections of one process.
 REDIS_CONNECTIONS_MAX = 64
 POSTGRES_CONNECTIONS_MAX = 16
 

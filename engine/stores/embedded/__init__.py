@@ -33,13 +33,19 @@ def provide(settings: Settings) -> Iterator[Settings]:
     """
     with ExitStack() as stack:
         redis_url = settings.redis_url or stack.enter_context(valkey(settings.data_path)).url
-        postgres_url = settings.postgres_url or stack.enter_context(postgres(settings.data_path)).url
+        postgres_url = settings.postgres_url or stack.enter_context(postgres(settings.data_path, _room(settings))).url
         yield msgspec.structs.replace(
             settings,
             redis_url=redis_url,
             queue_redis_url=settings.queue_redis_url or redis_url,
             postgres_url=postgres_url,
         )
+
+
+def _room(settings: Settings) -> Mapping[str, str]:
+    """Let Postgres take what the API's processes, two workers and an operator's verbs may open between them."""
+    connections = (settings.workers + 4) * settings.postgres_connections_max
+    return {"max_connections": str(max(postgres_server.CONNECTIONS_MIN, connections))}
 
 
 @dataclass(frozen=True)

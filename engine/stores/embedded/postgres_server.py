@@ -28,10 +28,12 @@ from engine.stores.embedded.sharing import (
     tail,
 )
 
+CONNECTIONS_MIN = 200
+
 OPTIONS: Mapping[str, str] = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
-    "max_connections": "200",
+    "max_connections": str(CONNECTIONS_MIN),
     "shared_buffers": "256MB",
     "synchronous_commit": "on",
     "fsync": "on",

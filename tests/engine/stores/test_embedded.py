@@ -303,6 +303,13 @@ def test_addresses_that_are_missing_are_embedded_servers(data_dir: Path) -> None
         assert Settings.from_environment(known.to_environment()) == known
 
 
+async def test_a_postgres_has_room_for_every_process_of_a_large_machine(data_dir: Path) -> None:
+    with embedded.provide(Settings(data_dir=str(data_dir), workers=24)) as known:
+        connection = await asyncpg.connect(known.postgres_url)
+        assert int(await connection.fetchval("SHOW max_connections")) >= 26 * known.postgres_connections_max
+        await connection.close()
+
+
 @as_root
 def test_root_opens_nobodys_private_folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_server, "ROOT_HOME", data_dir / "root-home")
