@@ -109,8 +109,10 @@ def _environment() -> Mapping[str, str]:
     if sys.platform != "linux":
         return {}
     allocator = str(metadata.distribution("cmeel-mimalloc").locate_file("cmeel.prefix/lib/libmimalloc.so"))
-    # The loader reads a list, and warns of what it does not find.
-    return {"LD_PRELOAD": allocator} if Path(allocator).exists() and not {" ", ":"}.intersection(allocator) else {}
+    if {" ", ":"}.intersection(allocator) or not Path(allocator).exists():
+        return {}  # the loader reads a list, and warns of what it does not find
+    # With huge pages a script that needs one more waits five milliseconds until it is zeroed; nor is a fork cheap then.
+    return {"LD_PRELOAD": allocator, "MIMALLOC_ALLOW_THP": "0"}
 
 
 def _last_port(folder: Path) -> int:
