@@ -102,6 +102,8 @@ async def _show(
             rushing = asyncio.create_task(beside.run())
             try:
                 tally = await _watch(visitors, concert, beside, console, parts)
+                if visitors.late:
+                    showing.tell(console, "returns", "some who came too late wait for what others give back now")
                 await latecomers.come(visitors, seed=seed)
                 await rushing
             finally:

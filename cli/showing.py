@@ -29,7 +29,7 @@ def tell_returns(tally: Tally, console: Console) -> None:
     if tally.stages["waited"]:
         tell(
             console,
-            "returns",
+            "",
             f"{tally.stages['waited']} came too late and waited; what others gave back was offered "
             f"{tally.stages['offered']} times, and bought by {tally.endings[latecomers.BOUGHT]}",
         )

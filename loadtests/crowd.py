@@ -132,6 +132,7 @@ class Seat(msgspec.Struct):
     section: str = ""
     row: str = ""
     number: int = 0
+    accessible: bool = False
 
 
 class SeatMap(msgspec.Struct):

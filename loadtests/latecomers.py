@@ -104,8 +104,9 @@ class Seller(Buyer):
 
 async def come(crowd: Crowd, *, seed: int) -> None:
     """Let some who came too late wait for what some who bought give back; the crowd's tally counts them too."""
-    pairs = [each for each in crowd.purchases if _is_pair(crowd, each)][:EACH_MAX]
-    alone = [each for each in crowd.purchases if len(each.seat_nos) == 1][:EACH_MAX]
+    wanted = [each for each in crowd.purchases if not _is_accessible(crowd, each)]
+    pairs = [each for each in wanted if _is_pair(crowd, each)][:EACH_MAX]
+    alone = [each for each in wanted if len(each.seat_nos) == 1][:EACH_MAX]
     people = iter([person for person in crowd.late if person.habit is not Habit.POOR])
     dice = random.Random(seed)
     waiting: list[tuple[Latecomer, int, bool]] = []
@@ -124,6 +125,11 @@ async def come(crowd: Crowd, *, seed: int) -> None:
 def _served(waiting: Sequence[tuple[Latecomer, int, bool]], quantity: int) -> int:
     """How many seats or pairs are bought again: the first of a kind lets go."""
     return max(0, sum(each == quantity for _, each, _ in waiting) - 1)
+
+
+def _is_accessible(crowd: Crowd, purchase: Purchase) -> bool:
+    """Whether seats of it are accessible: nobody is offered those who did not ask for them, and nobody here does."""
+    return any(crowd.hall[seat_no].accessible for seat_no in purchase.seat_nos)
 
 
 def _is_pair(crowd: Crowd, purchase: Purchase) -> bool:

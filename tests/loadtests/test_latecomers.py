@@ -26,7 +26,9 @@ def person(name: str, habit: Habit = Habit.BUYS) -> Person:
     return Person(user_id=name, access_token="token", habit=habit, wish=1, visits=False)
 
 
-async def come(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *late: Person) -> tuple[Door, Tally]:
+async def come(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *late: Person, accessible: bool = False
+) -> tuple[Door, Tally]:
     """One seat that somebody bought, and those who came too late for it."""
     monkeypatch.setattr(latecomers, "ASK_EVERY_S", 0.001)
     monkeypatch.setattr(latecomers, "PATIENCE_S", 0.005)
@@ -34,7 +36,7 @@ async def come(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     async with at(door) as client:
         with History(tmp_path / "history.jsonl") as kept:
             crowd = Crowd(client, sale_id=SALE, schedule_id=SCHEDULE, people=[], history=kept, think_s=0)
-            crowd.hall = {"A-1-1": Seat("A-1-1", "SOLD", "A", "1", 1)}
+            crowd.hall = {"A-1-1": Seat("A-1-1", "SOLD", "A", "1", 1, accessible)}
             crowd.purchases = [Purchase(person("seller"), f"/v1/reservations/{HOLD}", ("A-1-1",))]
             crowd.late = list(late)
             crowd.tally.endings[LATE] = len(late)
@@ -54,6 +56,14 @@ async def test_what_comes_back_is_let_go_by_the_first_and_bought_by_the_next(
     assert (tally.stages["sold"], tally.stages["given back"], tally.stages["offered"]) == (1, 1, 2)
     [heard] = history.read(tmp_path / "history.jsonl")
     assert (heard.event, heard.user_id, heard.reservation_id, heard.seats) == ("confirmed", "second", HOLD, ("A-1-1",))
+
+
+async def test_an_accessible_seat_is_kept_as_nobody_who_waits_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door, tally = await come(SMOOTH, tmp_path, monkeypatch, person("first"), accessible=True)
+    assert door.names() == []
+    assert tally.stages["sold"] == 1
 
 
 async def test_who_waits_in_vain_goes_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
