@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from engine.processes import take_turns
+
 linux_only = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has classes of turns")
 
 
@@ -36,3 +38,16 @@ def test_a_process_and_those_it_starts_wait_for_the_turns_of_others(given: str, 
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert int(ran.stdout) == getattr(os, kept)
+
+
+@linux_only
+def test_where_a_container_forbids_it_a_process_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> int:
+        raise PermissionError
+
+    before = os.sched_getscheduler(0)
+    for name in ("sched_getscheduler", "sched_setscheduler"):
+        monkeypatch.setattr(os, name, forbidden)
+        take_turns()
+    monkeypatch.undo()
+    assert os.sched_getscheduler(0) == before
