@@ -204,7 +204,7 @@ def gateway(port: int | None, follow: int | None) -> None:
     help="What clients heard; the demo's own, if there is one, unless given.",
 )
 @click.option(
-    "--settle", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Seconds to wait for rest."
+    "--settle", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds to wait for rest."
 )
 @click.option("--repair", is_flag=True, help="Make counters and Redis what the rows of Postgres say, then prove again.")
 def audit(*, as_json: bool, history: Path | None, settle: float, repair: bool) -> None:
