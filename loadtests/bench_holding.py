@@ -19,6 +19,7 @@ ROW = 50
 PAIRS = 1_000
 ROUNDS = 5
 LAPSED = 50_000
+SWEEPS = 3
 # As many as the worker ends in one call.
 SWEPT_AT_ONCE = 25
 SOLD_AT_ONCE = 500
@@ -119,7 +120,33 @@ async def best_available(*, seats_total: int = SEATS, rounds: int = ROUNDS) -> l
 
 
 async def expiry(*, lapsed: int = LAPSED) -> list[Row]:
-    """How long a sweep of many lapsed holds takes, and its slowest script."""
+    """How long a sweep of many lapsed holds takes, and its slowest script: the medians of some rounds.
+
+    The slowest of thousands is slow where the machine was taken away for a moment, which is no script's doing.
+    """
+    rounds = [await _sweep(lapsed) for _ in range(SWEEPS)]
+    took_s, slowest_ms = (statistics.median(figures) for figures in zip(*rounds, strict=True))
+    return [
+        Row(
+            "expire_50k_s",
+            value=took_s,
+            unit="s",
+            against=f"{lapsed:,} lapsed holds, {SWEPT_AT_ONCE} a call",
+            at_most=5,
+        ),
+        Row(
+            "expire_slowest_script_ms",
+            value=slowest_ms,
+            unit="ms",
+            against=f"the slowest of {lapsed // SWEPT_AT_ONCE:,} calls, by the store's own log, the median of "
+            f"{SWEEPS} sweeps",
+            at_most=SLOWEST_MAX_MS,
+        ),
+    ]
+
+
+async def _sweep(lapsed: int) -> tuple[float, float]:
+    """Seconds that one sweep takes, and milliseconds of its slowest script."""
     async with store(appendonly=False) as (gate, _url):
         sale = await open_hall(gate, hall(lapsed), frozenset())
         await gate.redis.hset(sale.keys.sale, "hold_ms", 1)
@@ -150,20 +177,5 @@ async def expiry(*, lapsed: int = LAPSED) -> list[Row]:
         slow = await gate.redis.slowlog_get(10_000)
         if ended != lapsed:
             raise RuntimeError(f"{ended} of {lapsed} holds were ended")
-    slowest_ms = max([entry["duration"] for entry in slow if entry["command"].startswith(b"EVAL")], default=0) / 1000
-    return [
-        Row(
-            "expire_50k_s",
-            value=took_s,
-            unit="s",
-            against=f"{lapsed:,} lapsed holds, {SWEPT_AT_ONCE} a call",
-            at_most=5,
-        ),
-        Row(
-            "expire_slowest_script_ms",
-            value=slowest_ms,
-            unit="ms",
-            against=f"the slowest of {lapsed // SWEPT_AT_ONCE:,} calls, by the store's own log",
-            at_most=SLOWEST_MAX_MS,
-        ),
-    ]
+    slowest_us = max([entry["duration"] for entry in slow if entry["command"].startswith(b"EVAL")], default=0)
+    return took_s, slowest_us / 1000
