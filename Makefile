@@ -20,7 +20,7 @@ sys.exit(1) if sys.version_info < (3, 11) else print(int(1e6 * min(work() for _ 
 endef
 export YARDSTICK
 
-# Answers with the quickest Python of this machine: builds of one version differ by half, because what compiles one for
+# Answers with the quickest Python of this machine: builds of one version differ by four tenths, because what compiles one for
 # itself (pyenv, say) leaves out what a distribution puts in. Who is named before another must lose by a tenth.
 define find_python
 find_python() { \

@@ -6,9 +6,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
+import pytest
 
 from cli import gatewaying, processes
 from engine import ids
@@ -33,7 +34,8 @@ def serving(settings: Mapping[str, str], *arguments: str) -> Iterator[str]:
         deadline = time.monotonic() + 20
         while processes.is_free("127.0.0.1", int(port)):
             assert time.monotonic() < deadline, "nobody listens"
-            time.sleep(0.02)  # it listens in a process of its own, and tells nobody when
+            with suppress(subprocess.TimeoutExpired):  # its end is all that it tells; it listens sooner
+                pytest.fail(f"the gateway ended with {process.wait(0.02)}")
         yield said
     finally:
         process.send_signal(signal.SIGTERM)
